@@ -1,0 +1,1 @@
+"""Draft with a diffusion language model, refine with an autoregressive one, under a policy."""
