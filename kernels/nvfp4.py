@@ -64,7 +64,7 @@ def quantize_torch(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     weight = weight.float()
     amax = weight.abs().amax((-2, -1))
     weight_scale_2 = torch.where(amax > 0, amax / (E2M1_MAX * E4M3_MAX), 1.0)
-    blocks = weight.unflatten(-1, (-1, BLOCK))
+    blocks = weight.reshape(*weight.shape[:-1], -1, BLOCK)
     outer = weight_scale_2[..., None, None]
     weight_scale = (blocks.abs().amax(-1) / E2M1_MAX / outer).to(torch.float8_e4m3fn)
     step = (weight_scale.float() * outer)[..., None]
@@ -74,6 +74,6 @@ def quantize_torch(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def dequantize_torch(packed: Tensor, weight_scale: Tensor, weight_scale_2: Tensor) -> Tensor:
     """The float32 matrices [..., N, K] that (packed, weight_scale, weight_scale_2) stand for."""
-    blocks = decode_e2m1_torch(unpack_torch(packed)).unflatten(-1, (-1, BLOCK))
-    inner = blocks * weight_scale.float()[..., None]
-    return inner.flatten(-2) * weight_scale_2[..., None, None]
+    values = decode_e2m1_torch(unpack_torch(packed))
+    inner = values * weight_scale.float().repeat_interleave(BLOCK, dim=-1)
+    return inner * weight_scale_2[..., None, None]

@@ -1,0 +1,90 @@
+"""Every error that a caller can meet, in one tree.
+
+    HybridError
+    |- RequestError       a field of the request is wrong: what was given, what is allowed
+    |- PolicyError        a policy file is wrong: every problem with file, line, column and key
+    |- CheckpointError    a model folder is wrong: file, tensor, what was expected and found
+    |- BackendError       a drafter or refiner failed at a stage; says whether a retry can help
+    |- CapabilityError    this machine or backend cannot do what was asked
+    |- DeadlineExceeded   the budget ran out and the policy forbids returning the draft
+    `- Cancelled          the caller went away
+
+Anything else that escapes is a bug in hybrid.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class HybridError(Exception):
+    """Base of all errors that hybrid raises on purpose."""
+
+
+class RequestError(HybridError):
+    """A request that cannot be answered as asked; nothing was run."""
+
+    def __init__(self, field: str, given: object, allowed: str) -> None:
+        super().__init__(f"{field}: {given!r} is not allowed; {allowed}")
+        self.field, self.given, self.allowed = field, given, allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a policy file; `line` and `column` count from 1, 0 if unknown."""
+
+    file: str
+    line: int
+    column: int
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return f"{where}: {self.key}: {self.message}" if self.key else f"{where}: {self.message}"
+
+
+class PolicyError(HybridError):
+    """A policy that does not say what it must; carries every problem found, not the first."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class CheckpointError(HybridError):
+    """A model folder that cannot be loaded."""
+
+    def __init__(self, file: str, message: str, tensor: str | None = None) -> None:
+        super().__init__(f"{file}: {tensor}: {message}" if tensor else f"{file}: {message}")
+        self.file, self.tensor = file, tensor
+
+
+class BackendError(HybridError):
+    """A drafter or refiner that failed while working (`stage`: load, draft, score, continue)."""
+
+    def __init__(self, stage: str, message: str, retryable: bool = False) -> None:
+        super().__init__(f"{stage}: {message}")
+        self.stage, self.retryable = stage, retryable
+
+
+class CapabilityError(HybridError):
+    """Something that this device or backend does not do."""
+
+    def __init__(self, operation: str, device: str, missing: str) -> None:
+        super().__init__(f"{operation} on {device}: {missing}")
+        self.operation, self.device, self.missing = operation, device, missing
+
+
+class DeadlineExceeded(HybridError):
+    """The budget ran out and the policy says `on_deadline: fail`."""
+
+
+class Cancelled(HybridError):
+    """The caller cancelled; the work stopped at the next denoising step or token."""
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """'; did you mean X?' for the allowed word nearest to `given`, or nothing."""
+    nearest = difflib.get_close_matches(given, list(allowed), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

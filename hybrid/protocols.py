@@ -1,0 +1,118 @@
+"""What a drafter and a refiner must do. A backend is anything that fits; none is a subclass.
+
+Both take whole requests and encode prompts themselves, so that a backend may live on another
+machine. Token ids are shared: a refiner reads the drafter's ids, never its text.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from hybrid.deadline import Deadline
+from hybrid.types import Denoised, Draft, DraftParams, FinishReason, Request
+
+
+@dataclass(frozen=True, slots=True)
+class DraftJob:
+    """One row of a drafting batch.
+
+    `seed` alone fixes the row's random numbers, whatever else is in the batch. `warm_start` token
+    ids, if any, are the first canvas instead of noise. `self_score` asks for `self_logprobs`.
+    """
+
+    request: Request
+    params: DraftParams
+    seed: int
+    max_new_tokens: int
+    deadline: Deadline
+    on_step: Callable[[Denoised], None] | None = None
+    warm_start: tuple[int, ...] = ()
+    self_score: bool = False
+
+
+class Drafter(Protocol):
+    """Writes whole answers at once by denoising."""
+
+    @property
+    def canvas_length(self) -> int:
+        """Tokens denoised together."""
+        ...
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens that prompt and answer may have together."""
+        ...
+
+    def count_prompt_tokens(self, request: Request) -> int:
+        """Tokens of the rendered prompt."""
+        ...
+
+    def count_blank_tokens(self, request: Request) -> int:
+        """Tokens to fill in the request's infill template, 0 without one.
+
+        Raises RequestError if the template is malformed or does not fit in a canvas.
+        """
+        ...
+
+    def draft(self, jobs: Sequence[DraftJob]) -> list[Draft]:
+        """Drafts in the order of `jobs`, denoised together.
+
+        A row whose deadline passes returns its best canvas so far with `finish_reason="budget"`; a
+        cancelled row raises Cancelled for the whole batch.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The refiner's view of given tokens: log-probability of each, and its own choice instead.
+
+    `choices` has one entry more than `logprobs`: what the refiner would write after the last token.
+    """
+
+    logprobs: tuple[float, ...]
+    choices: tuple[int, ...]
+
+
+class RefinerSession(Protocol):
+    """A refiner at work on one request; keeps the cache of everything it has read."""
+
+    @property
+    def forward_passes(self) -> int:
+        """Passes through the model so far, the prompt's included."""
+        ...
+
+    def score(self, token_ids: Sequence[int]) -> Scores:
+        """Read `token_ids` after what was read before, in one pass."""
+        ...
+
+    def rewind(self, answer_tokens: int) -> None:
+        """Forget all but the prompt and the first `answer_tokens` tokens of the answer."""
+        ...
+
+    def continue_greedily(
+        self, token_ids: Sequence[int], max_new_tokens: int, deadline: Deadline
+    ) -> tuple[tuple[int, ...], FinishReason]:
+        """Read `token_ids`, then write arg-max tokens up to and including an end token.
+
+        Returns the written tokens only. Stops with "budget" at the deadline and raises Cancelled
+        when cancelled.
+        """
+        ...
+
+
+class Refiner(Protocol):
+    """An autoregressive model that scores, continues and writes."""
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        ...
+
+    def open(self, request: Request) -> RefinerSession:
+        """A session on the request's prompt; reads nothing before it is asked to."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, without end and padding tokens."""
+        ...

@@ -1,0 +1,314 @@
+"""Every value that travels between the parts. Frozen, plain, and free of torch.
+
+Durations are seconds, probabilities and entropies are natural logarithms (nats), and token ids
+are those of the drafter's tokenizer, which the refiner shares.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "budget"]  # end token, max_new_tokens or context, deadline
+RefineMode = Literal["none", "score", "cascade", "verify", "generate"]
+Guarantee = Literal["draft", "ar_or_draft", "lossless"]
+Scorer = Literal["refiner", "self"]
+TaskSource = Literal["given", "recognised", "default"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What one request insists on; None leaves the choice to the policy."""
+
+    max_denoising_steps: int | None = None
+    entropy_bound: float | None = None
+    t_min: float | None = None
+    t_max: float | None = None
+    stability_threshold: int | None = None
+    confidence_threshold: float | None = None
+    refine_mode: RefineMode | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the caller wants: a prompt or a conversation, and how long it may take.
+
+    `infill` is a template of the answer with blanks written `<blank:N>` (N tokens); its other text
+    is kept word for word. `seed` None draws one, which the result names.
+    """
+
+    prompt: str = ""
+    messages: tuple[Message, ...] = ()
+    task: str | None = None
+    budget_s: float | None = None
+    max_new_tokens: int | None = None
+    infill: str | None = None
+    seed: int | None = None
+    overrides: Overrides = Overrides()
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """The messages, with a bare prompt as the user's one turn."""
+        return self.messages or (Message("user", self.prompt),)
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """Cheap facts about a request, read before anything is decided."""
+
+    prompt_tokens: int
+    task: str | None
+    task_source: TaskSource
+    expected_tokens: int
+    blank_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class DraftParams:
+    """Settings of the denoising loop; the defaults are the published generation_config's.
+
+    The temperature falls linearly from `t_max` to `t_min` over `max_denoising_steps`, so a lower
+    cap also cools faster. `entropy_bound` (nats) limits the joint uncertainty of the positions
+    accepted in one step. A canvas is finished once `stability_threshold + 1` arg-max canvases in a
+    row are equal and the mean entropy is below `confidence_threshold` (nats a position).
+    """
+
+    max_denoising_steps: int = 48
+    entropy_bound: float = 0.1
+    t_min: float = 0.4
+    t_max: float = 0.8
+    stability_threshold: int = 1
+    confidence_threshold: float = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class RefineParams:
+    """How the autoregressive model acts on the draft, and when a draft is good enough for it."""
+
+    mode: RefineMode = "none"
+    scorer: Scorer = "refiner"
+    min_mean_logprob: float | None = None
+    min_token_logprob: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the planner expects of a plan: latency (seconds) and quality (0 to 1, relative)."""
+
+    latency_p50_s: float
+    latency_p95_s: float
+    quality: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A candidate that was not chosen, and why."""
+
+    candidate: str
+    predicted: Prediction
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The decision for one request. `draft` None means that the refiner writes alone."""
+
+    draft: DraftParams | None
+    refine: RefineParams
+    max_new_tokens: int
+    budget_s: float | None
+    predicted: Prediction
+    rule: str
+    rejected: tuple[Rejection, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The plan in a few words, such as '16 steps + verify'."""
+        if self.draft is None:
+            return "AR alone"
+        steps = f"{self.draft.max_denoising_steps} steps"
+        return steps if self.refine.mode == "none" else f"{steps} + {self.refine.mode}"
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """How one canvas was denoised. `converged` False means that it ran into the cap or deadline."""
+
+    steps: int
+    converged: bool
+    mean_entropy: float
+
+
+@dataclass(frozen=True, slots=True)
+class DraftTiming:
+    """Where a draft's seconds went."""
+
+    prefill_s: float = 0.0
+    denoise_s: float = 0.0
+    commit_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A drafter's finished answer, end token included in `token_ids` and left out of `text`.
+
+    `entropy` is the last step's, a token each. `self_logprobs` is each token's causal
+    log-probability under the drafter's own encoder; empty unless it was asked for.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    entropy: tuple[float, ...]
+    canvases: tuple[Canvas, ...]
+    finish_reason: FinishReason
+    self_logprobs: tuple[float, ...] = ()
+    timing: DraftTiming = DraftTiming()
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps really used, over all canvases."""
+        return sum(canvas.steps for canvas in self.canvases)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a draft was good enough, by which scorer. Scores are log-probabilities."""
+
+    accepted: bool
+    scorer: Scorer
+    mean_logprob: float
+    min_logprob: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One change to the draft: characters [start, end) of its text, before and after."""
+
+    start: int
+    end: int
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refinement:
+    """What the refiner made of the draft, and what it promises about it."""
+
+    mode: RefineMode
+    guarantee: Guarantee
+    token_ids: tuple[int, ...]
+    text: str
+    edits: tuple[Edit, ...]
+    accepted_tokens: int
+    forward_passes: int
+    finish_reason: FinishReason
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds a request really took, beside what the plan predicted."""
+
+    total_s: float
+    plan_s: float
+    draft_s: float
+    refine_s: float
+    predicted_p50_s: float
+    predicted_p95_s: float
+    budget_s: float | None
+
+    @property
+    def within_budget(self) -> bool:
+        """Whether the answer came in time; always true without a budget."""
+        return self.budget_s is None or self.total_s <= self.budget_s
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens read and written, and passes through each model."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    denoising_steps: int
+    refiner_passes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer, and everything that was decided and measured on the way to it.
+
+    `notes` are sentences for the reader: a refiner that failed, a prompt outside the model's tasks.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    signals: Signals
+    plan: Plan
+    draft: Draft | None
+    verdict: Verdict | None
+    refinement: Refinement | None
+    timing: Timing
+    usage: Usage
+    seed: int
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Event: the decision is made."""
+
+    signals: Signals
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Denoised:
+    """Event: one denoising step. The canvas as text pieces, a token each, up to its end token.
+
+    `accepted` are the positions that the step kept, `entropy` their uncertainty in nats.
+    """
+
+    canvas: int
+    step: int
+    max_denoising_steps: int
+    pieces: tuple[str, ...]
+    accepted: tuple[bool, ...]
+    entropy: tuple[float, ...]
+
+    @property
+    def text(self) -> str:
+        """The draft of this canvas as it stands."""
+        return "".join(self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """Event: the draft is complete."""
+
+    draft: Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Patched:
+    """Event: the refiner has changed the draft."""
+
+    refinement: Refinement
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Event: the last one."""
+
+    result: Result
+
+
+Event = Planned | Denoised | Drafted | Patched | Finished
