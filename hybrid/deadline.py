@@ -35,12 +35,23 @@ class Deadline:
     """A moment on the monotonic clock (`expires_at`, seconds; infinite if there is no budget)."""
 
     expires_at: float = math.inf
-    _cancelled: Event = field(default_factory=Event, repr=False, compare=False)
+    cancelled: Event = field(default_factory=Event, repr=False, compare=False)
 
     @classmethod
-    def after(cls, budget_s: float | None) -> "Deadline":
-        """The deadline `budget_s` seconds from now, or one that never comes."""
-        return cls() if budget_s is None else cls(time.monotonic() + budget_s)
+    def after(
+        cls,
+        budget_s: float | None,
+        started: float | None = None,
+        cancelled: Event | None = None,
+    ) -> "Deadline":
+        """The deadline `budget_s` seconds after `started` (now), or one that never comes.
+
+        Setting `cancelled` makes the next `raise_if_cancelled` under this deadline raise.
+        """
+        if started is None:
+            started = time.monotonic()
+        expires_at = math.inf if budget_s is None else started + budget_s
+        return cls(expires_at, cancelled or Event())
 
     @property
     def remaining_s(self) -> float:
@@ -53,10 +64,10 @@ class Deadline:
         return self.remaining_s <= 0
 
     def cancel(self) -> None:
-        """Make the next `raise_if_cancelled` of whoever works under this deadline raise."""
-        self._cancelled.set()
+        """The caller has gone away: stop at the next step."""
+        self.cancelled.set()
 
     def raise_if_cancelled(self) -> None:
         """Raise Cancelled if the caller has gone away."""
-        if self._cancelled.is_set():
+        if self.cancelled.is_set():
             raise Cancelled("cancelled by the caller")

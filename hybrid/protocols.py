@@ -109,6 +109,10 @@ class Refiner(Protocol):
         """Tokens that end an answer."""
         ...
 
+    def count_prompt_tokens(self, request: Request) -> int:
+        """Tokens of the rendered prompt."""
+        ...
+
     def open(self, request: Request) -> RefinerSession:
         """A session on the request's prompt; reads nothing before it is asked to."""
         ...

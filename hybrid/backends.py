@@ -1,0 +1,83 @@
+"""From names in a policy to working models: the one place that knows every backend.
+
+A backend is "module:Class", imported when a policy first asks for it, so that nobody pays for torch
+before a model is needed. A model is `embedded` (the pair in this package), a folder, or a name on
+the Hugging Face hub.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from hybrid.errors import BackendError, CheckpointError, RequestError, did_you_mean
+from hybrid.protocols import Drafter, Refiner
+
+EMBEDDED = "embedded"
+DRAFTERS = {
+    "native": "hybrid.drafters.diffusion_gemma:DiffusionGemmaDrafter",
+    "huggingface": "hybrid.drafters.huggingface:HuggingFaceDrafter",
+}
+REFINERS = {
+    "native": "hybrid.refiners.gemma:GemmaRefiner",
+}
+
+
+class ModelChoice(Protocol):
+    """A policy's `models.drafter` or `models.refiner`."""
+
+    @property
+    def backend(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The loaded pair. `recognise` names the trained task that a prompt asks for, where known."""
+
+    drafter: Drafter | None
+    refiner: Refiner | None
+    recognise: Callable[[str], str | None] | None = None
+
+
+def load_models(drafter: ModelChoice | None, refiner: ModelChoice | None) -> Models:
+    """Load what a policy names; raises CheckpointError, CapabilityError or BackendError."""
+    from hybrid.embedded.tasks import recognise
+
+    is_embedded = any(choice and choice.model == EMBEDDED for choice in (drafter, refiner))
+    return Models(
+        drafter=_load(DRAFTERS, drafter, "drafter") if drafter else None,
+        refiner=_load(REFINERS, refiner, "refiner") if refiner else None,
+        recognise=recognise if is_embedded else None,
+    )
+
+
+def _load(
+    backends: Mapping[str, str], choice: ModelChoice, role: Literal["drafter", "refiner"]
+) -> Any:
+    if choice.backend not in backends:
+        hint = did_you_mean(choice.backend, backends)
+        raise RequestError(f"models.{role}.backend", choice.backend, f"one of {[*backends]}{hint}")
+    module, _, name = backends[choice.backend].partition(":")
+    folder = find_model(choice.model, role)
+    return getattr(import_module(module), name).from_directory(folder)
+
+
+def find_model(model: str, role: Literal["drafter", "refiner"]) -> Path:
+    """The folder of a model: the embedded one, a local folder, or a hub snapshot (downloaded)."""
+    from hybrid.embedded import weights_path
+
+    if model == EMBEDDED:
+        return weights_path(role)
+    if Path(model).is_dir():
+        return Path(model)
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise CheckpointError(model, f"no such folder; a model is {EMBEDDED!r}, a folder or a hub name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.jinja", "*.safetensors"]))
+    except Exception as error:  # the hub client raises many unrelated types
+        raise BackendError("load", f"{model}: {error}", retryable=True) from error

@@ -1,0 +1,195 @@
+"""A request's life: signals, plan, draft, verdict, refinement, result.
+
+Every step leaves an answer behind that the next may only improve: once a draft exists, neither a
+failing refiner nor a deadline can lose it.
+"""
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Event as Flag
+
+from hybrid.backends import Models
+from hybrid.deadline import Deadline
+from hybrid.errors import Cancelled, CapabilityError, DeadlineExceeded
+from hybrid.policies.latency import LatencyModel
+from hybrid.policies.planner import plan
+from hybrid.policies.schema import Policy
+from hybrid.policies.signals import gather
+from hybrid.protocols import DraftJob
+from hybrid.refiners.refine import refine
+from hybrid.types import (
+    Denoised,
+    Draft,
+    Drafted,
+    Event,
+    Finished,
+    Patched,
+    Plan,
+    Planned,
+    Refinement,
+    Request,
+    Result,
+    Signals,
+    Timing,
+    Usage,
+    Verdict,
+)
+
+Emit = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Answers requests, one at a time, with a loaded pair under a policy."""
+
+    policy: Policy
+    models: Models
+    latency: LatencyModel
+
+    def answer(self, request: Request, emit: Emit, cancelled: Flag | None = None) -> Result:
+        """The whole life of one request; `emit` gets every event as it happens.
+
+        Raises RequestError before anything runs, Cancelled once `cancelled` is set, DeadlineExceeded
+        only if the policy says `on_deadline: fail`, and BackendError if no answer could be had.
+        """
+        work = _Work(request)
+        work.signals, work.plan = self.plan(request)
+        work.finish("plan")
+        emit(Planned(work.signals, work.plan))
+        deadline = Deadline.after(work.plan.budget_s, work.started, cancelled)
+
+        if work.plan.draft is not None:
+            work.draft = self._draft(work, deadline, emit)
+            emit(Drafted(work.draft))
+        work.finish("draft")
+
+        self._refine(work, deadline)
+        if work.refinement and work.draft and work.refinement.edits:
+            emit(Patched(work.refinement))
+        work.finish("refine")
+
+        work.notes += self._warnings(request)
+        result = work.result()
+        if result.finish_reason == "budget" and self.policy.on_deadline == "fail":
+            raise DeadlineExceeded(f"no complete answer within {work.plan.budget_s} s")
+        emit(Finished(result))
+        return result
+
+    def plan(self, request: Request) -> tuple[Signals, Plan]:
+        """What the policy decides for a request; runs no model."""
+        drafter, refiner = self.models.drafter, self.models.refiner
+        reader = drafter or refiner
+        if reader is None:
+            raise CapabilityError("answering", "this policy", "it names no drafter and no refiner")
+        signals = gather(
+            request,
+            prompt_tokens=reader.count_prompt_tokens(request),
+            blank_tokens=drafter.count_blank_tokens(request) if drafter else 0,
+            recognise=self.models.recognise,
+            policy=self.policy,
+        )
+        return signals, plan(request, signals, self.policy, self.latency)
+
+    def _draft(self, work: "_Work", deadline: Deadline, emit: Callable[[Denoised], None]) -> Draft:
+        assert self.models.drafter is not None and work.plan.draft is not None
+        job = DraftJob(
+            request=work.request,
+            params=work.plan.draft,
+            seed=work.seed,
+            max_new_tokens=work.plan.max_new_tokens,
+            deadline=deadline,
+            on_step=emit,
+            self_score=work.plan.refine.mode != "none" and work.plan.refine.scorer == "self",
+        )
+        (draft,) = self.models.drafter.draft([job])
+        return draft
+
+    def _refine(self, work: "_Work", deadline: Deadline) -> None:
+        """Judge and improve the draft; whatever goes wrong here, the draft stands."""
+        if work.plan.refine.mode == "none":
+            return
+        if work.draft and deadline.expired:
+            work.notes += ("no time was left to refine: the draft stands",)
+            return
+        try:
+            work.verdict, work.refinement = refine(
+                self.models.refiner,
+                work.request,
+                work.draft,
+                work.plan.refine,
+                work.plan.max_new_tokens,
+                deadline,
+            )
+        except Cancelled:
+            raise
+        except Exception as error:
+            if work.draft is None:
+                raise
+            work.notes += (f"the refiner failed ({error}): the draft stands",)
+
+    def _warnings(self, request: Request) -> tuple[str, ...]:
+        recognise = self.models.recognise
+        if recognise is None or recognise(request.conversation[-1].content):
+            return ()
+        return ("outside the embedded model's tasks: do not expect a meaningful answer",)
+
+
+@dataclass(slots=True)
+class _Work:
+    """What is known of a request so far, and when each stage was done."""
+
+    request: Request
+    started: float = field(default_factory=time.monotonic)
+    finished: dict[str, float] = field(default_factory=dict)
+    seed: int = 0
+    signals: Signals = field(init=False)
+    plan: Plan = field(init=False)
+    draft: Draft | None = None
+    verdict: Verdict | None = None
+    refinement: Refinement | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.seed = secrets.randbits(31) if self.request.seed is None else self.request.seed
+
+    def finish(self, stage: str) -> None:
+        self.finished[stage] = time.monotonic()
+
+    def answer(self) -> Draft | Refinement:
+        """The refined answer if refining came to its end, else the draft."""
+        if self.refinement and (self.draft is None or self.refinement.finish_reason != "budget"):
+            return self.refinement
+        assert self.draft is not None
+        return self.draft
+
+    def result(self) -> Result:
+        answer, done = self.answer(), self.finished
+        return Result(
+            text=answer.text,
+            token_ids=answer.token_ids,
+            finish_reason=answer.finish_reason,
+            signals=self.signals,
+            plan=self.plan,
+            draft=self.draft,
+            verdict=self.verdict,
+            refinement=self.refinement,
+            timing=Timing(
+                total_s=time.monotonic() - self.started,
+                plan_s=done["plan"] - self.started,
+                draft_s=done["draft"] - done["plan"],
+                refine_s=done["refine"] - done["draft"],
+                predicted_p50_s=self.plan.predicted.latency_p50_s,
+                predicted_p95_s=self.plan.predicted.latency_p95_s,
+                budget_s=self.plan.budget_s,
+            ),
+            usage=Usage(
+                prompt_tokens=self.signals.prompt_tokens,
+                completion_tokens=len(answer.token_ids),
+                denoising_steps=self.draft.steps if self.draft else 0,
+                refiner_passes=self.refinement.forward_passes if self.refinement else 0,
+            ),
+            seed=self.seed,
+            notes=self.notes,
+        )

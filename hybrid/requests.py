@@ -1,0 +1,133 @@
+"""From what a caller writes to a valid `Request`: the edge that Python, CLI and HTTP share.
+
+Field names in errors are the caller's own, so that every edge can point at what was typed.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TypedDict, cast, get_args
+
+from hybrid.deadline import parse_duration
+from hybrid.errors import RequestError, did_you_mean
+from hybrid.types import Message, Overrides, RefineMode, Request, Role
+
+Prompt = str | Sequence[Message | Mapping[str, str]] | Request
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of every call that takes a prompt; what is left out, the policy decides."""
+
+    task: str | None
+    budget: str | timedelta | None
+    max_new_tokens: int | None
+    infill: str | None
+    seed: int | None
+    max_denoising_steps: int | None
+    num_diffusion_steps: int | None  # the articles' name of the same number
+    entropy_bound: float | None
+    t_min: float | None
+    t_max: float | None
+    stability_threshold: int | None
+    confidence_threshold: float | None
+    refine: str | None
+
+
+def make_request(prompt: Prompt, options: Options) -> Request:
+    """A request of a prompt or a conversation; raises RequestError for what cannot be meant."""
+    if isinstance(prompt, Request):
+        if options:
+            raise RequestError("options", [*options], "a Request carries its own; use replace()")
+        return prompt
+    unknown = options.keys() - Options.__annotations__.keys()
+    for name in unknown:
+        hint = did_you_mean(name, Options.__annotations__)
+        raise RequestError("option", name, f"one of {[*Options.__annotations__]}{hint}")
+    return Request(
+        prompt=_check_prompt(prompt) if isinstance(prompt, str) else "",
+        messages=() if isinstance(prompt, str) else _messages(prompt),
+        task=options.get("task"),
+        budget_s=_budget(options.get("budget")),
+        max_new_tokens=_whole("max_new_tokens", options.get("max_new_tokens"), least=1),
+        infill=options.get("infill"),
+        seed=_whole("seed", options.get("seed"), least=0, most=2**63 - 1),
+        overrides=Overrides(
+            max_denoising_steps=_steps(options),
+            entropy_bound=_number("entropy_bound", options.get("entropy_bound")),
+            t_min=_number("t_min", options.get("t_min")),
+            t_max=_number("t_max", options.get("t_max")),
+            stability_threshold=_whole(
+                "stability_threshold", options.get("stability_threshold"), least=0
+            ),
+            confidence_threshold=_number(
+                "confidence_threshold", options.get("confidence_threshold")
+            ),
+            refine_mode=_refine_mode(options.get("refine")),
+        ),
+    )
+
+
+def _check_prompt(prompt: str) -> str:
+    if not prompt.strip():
+        raise RequestError("prompt", prompt, "write at least one word")
+    return prompt
+
+
+def _messages(turns: Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:
+    messages = tuple(turn if isinstance(turn, Message) else _message(turn) for turn in turns)
+    if not messages or messages[-1].role != "user":
+        raise RequestError("messages", len(messages), "end a conversation with a user's message")
+    _check_prompt(messages[-1].content)
+    return messages
+
+
+def _message(turn: Mapping[str, str]) -> Message:
+    role = turn.get("role", "")
+    if set(turn) != {"role", "content"} or role not in get_args(Role):
+        raise RequestError("messages", dict(turn), f"give a role {get_args(Role)} and a content")
+    return Message(cast(Role, role), turn["content"])
+
+
+def _budget(budget: str | timedelta | None) -> float | None:
+    if budget is None:
+        return None
+    if isinstance(budget, timedelta):
+        budget = f"{budget.total_seconds()}s"
+    if not isinstance(budget, str):
+        raise RequestError("budget", budget, "write a duration with a unit: 500ms, 2s")
+    return parse_duration(budget)
+
+
+def _steps(options: Options) -> int | None:
+    steps, alias = options.get("max_denoising_steps"), options.get("num_diffusion_steps")
+    if steps is not None and alias is not None:
+        allowed = "give max_denoising_steps or num_diffusion_steps: they are one setting"
+        raise RequestError("num_diffusion_steps", alias, allowed)
+    return _whole("max_denoising_steps", alias if steps is None else steps, least=1)
+
+
+def _whole(field: str, value: int | None, least: int, most: int | None = None) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise RequestError(field, value, f"a whole number from {least} up")
+    if most is not None and value > most:
+        raise RequestError(field, value, f"a whole number from {least} to {most}")
+    return value
+
+
+def _number(field: str, value: float | None) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise RequestError(field, value, "a number from 0 up")
+    return float(value)
+
+
+def _refine_mode(mode: str | None) -> RefineMode | None:
+    if mode is None:
+        return None
+    if mode not in get_args(RefineMode):
+        hint = did_you_mean(mode, get_args(RefineMode))
+        raise RequestError("refine", mode, f"one of {', '.join(get_args(RefineMode))}{hint}")
+    return cast(RefineMode, mode)
