@@ -26,8 +26,8 @@ from hybrid.types import Event, Finished, Plan, Result
 class Hybrid:
     """A policy and the models it names.
 
-        with Hybrid.from_policy("balanced") as hybrid:
-            result = hybrid.generate("sort up: 4 8 1 9 3", budget="300ms")
+    with Hybrid.from_policy("balanced") as hybrid:
+        result = hybrid.generate("sort up: 4 8 1 9 3", budget="300ms")
     """
 
     def __init__(self, policy: Policy, models: Models | None = None) -> None:

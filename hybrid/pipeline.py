@@ -51,8 +51,9 @@ class Pipeline:
     def answer(self, request: Request, emit: Emit, cancelled: Flag | None = None) -> Result:
         """The whole life of one request; `emit` gets every event as it happens.
 
-        Raises RequestError before anything runs, Cancelled once `cancelled` is set, DeadlineExceeded
-        only if the policy says `on_deadline: fail`, and BackendError if no answer could be had.
+        Raises RequestError before anything runs, Cancelled once `cancelled` is set,
+        DeadlineExceeded only if the policy says `on_deadline: fail`, and BackendError if no answer
+        could be had at all.
         """
         work = _Work(request)
         work.signals, work.plan = self.plan(request)

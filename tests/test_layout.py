@@ -1,0 +1,116 @@
+"""The rules about folders and imports that no other tool checks."""
+
+import ast
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CONTRACT = {"types", "errors", "protocols", "deadline"}
+EDGES = {"cli", "api", "pipeline", "backends", "requests"}
+MAY_IMPORT = {
+    "kernels": {"kernels"},
+    "hybrid/gemma": {"gemma", "kernels", *CONTRACT},
+    "drafters": {"drafters", "gemma", "kernels", *CONTRACT},
+    "refiners": {"refiners", "gemma", "kernels", *CONTRACT},
+    "policies": {"policies", *CONTRACT},
+    "hybrid/embedded": {"embedded", "drafters", "refiners", "gemma", "kernels", *CONTRACT},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """The second part of every `hybrid.x` that a file imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "hybrid":
+            found |= {alias.name for alias in node.names} - {"__version__"}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module.split(".")[1]} if node.module.startswith("hybrid.") else set()
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("hybrid.")}
+    return found
+
+
+def python(code: str) -> str:
+    """What `code` prints in a fresh interpreter."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_folders_import_only_downwards(folder: str) -> None:
+    paths = list((ROOT / folder).rglob("*.py"))
+    assert paths
+    for path in paths:
+        assert imports(path) <= MAY_IMPORT[folder], path
+
+
+@pytest.mark.parametrize("name", sorted(CONTRACT))
+def test_the_contract_knows_no_backend(name: str) -> None:
+    assert imports(ROOT / "hybrid" / f"{name}.py") <= CONTRACT
+
+
+def test_no_package_shadows_hugging_face_kernels() -> None:
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_transformers_still_imports_its_kernels() -> None:
+    pytest.importorskip("transformers.integrations.hub_kernels")
+
+
+@pytest.mark.parametrize("name", ["drafters", "kernels", "policies", "refiners"])
+def test_top_level_folders_are_the_packages(name: str) -> None:
+    assert (ROOT / "hybrid" / name).resolve() == ROOT / name
+
+
+def test_data_files_are_packaged() -> None:
+    package = files("hybrid")
+    assert (package / "policies" / "presets" / "balanced.yaml").is_file()
+    assert (package / "embedded" / "weights" / "drafter" / "model.safetensors").is_file()
+    assert (package / "py.typed").is_file()
+
+
+def test_the_public_names_are_pinned() -> None:
+    import hybrid
+
+    assert sorted(hybrid.__all__) == hybrid.__all__ == [
+        "AsyncHybrid",
+        "BackendError",
+        "Cancelled",
+        "CapabilityError",
+        "CheckpointError",
+        "DeadlineExceeded",
+        "Denoised",
+        "Drafted",
+        "Event",
+        "Finished",
+        "Hybrid",
+        "HybridError",
+        "Message",
+        "Models",
+        "Patched",
+        "Plan",
+        "Planned",
+        "PolicyError",
+        "Request",
+        "RequestError",
+        "Result",
+        "__version__",
+        "load_policy",
+    ]
+    assert all(hasattr(hybrid, name) for name in hybrid.__all__)
+
+
+@pytest.mark.parametrize("module", ["hybrid", "hybrid.cli", "hybrid.policies.planner"])
+def test_light_modules_import_no_torch(module: str) -> None:
+    heavy = "{'torch', 'transformers', 'triton'}"
+    assert python(f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))") == "[]\n"
+
+
+def test_import_hybrid_takes_under_300_ms() -> None:
+    code = "import time; t = time.perf_counter(); import hybrid; print(time.perf_counter() - t)"
+    assert min(float(python(code)) for _ in range(3)) < 0.3
