@@ -77,31 +77,35 @@ def test_data_files_are_packaged() -> None:
 def test_the_public_names_are_pinned() -> None:
     import hybrid
 
-    assert sorted(hybrid.__all__) == hybrid.__all__ == [
-        "AsyncHybrid",
-        "BackendError",
-        "Cancelled",
-        "CapabilityError",
-        "CheckpointError",
-        "DeadlineExceeded",
-        "Denoised",
-        "Drafted",
-        "Event",
-        "Finished",
-        "Hybrid",
-        "HybridError",
-        "Message",
-        "Models",
-        "Patched",
-        "Plan",
-        "Planned",
-        "PolicyError",
-        "Request",
-        "RequestError",
-        "Result",
-        "__version__",
-        "load_policy",
-    ]
+    assert (
+        sorted(hybrid.__all__)
+        == hybrid.__all__
+        == [
+            "AsyncHybrid",
+            "BackendError",
+            "Cancelled",
+            "CapabilityError",
+            "CheckpointError",
+            "DeadlineExceeded",
+            "Denoised",
+            "Drafted",
+            "Event",
+            "Finished",
+            "Hybrid",
+            "HybridError",
+            "Message",
+            "Models",
+            "Patched",
+            "Plan",
+            "Planned",
+            "PolicyError",
+            "Request",
+            "RequestError",
+            "Result",
+            "__version__",
+            "load_policy",
+        ]
+    )
     assert all(hasattr(hybrid, name) for name in hybrid.__all__)
 
 
