@@ -1,0 +1,91 @@
+"""The command line: `hybrid run`, `demo`, `policy`, `inspect` and `doctor`.
+
+Commands are named by import strings and load when they are used, so `hybrid --help` never waits
+for a model library. Whatever a command raises on purpose becomes one line and an exit code here.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from cyclopts import App, CycloptsError
+
+from hybrid import __version__
+from hybrid.cli.render import printable
+from hybrid.cli.terminal import Terminal
+from hybrid.errors import HybridError, PolicyError
+
+OK, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+app = App(
+    name="hybrid",
+    help="Draft with a diffusion language model, refine with an autoregressive one, in time.",
+    help_format="plaintext",
+    help_epilogue=(
+        "Exit codes: 0 all went well, 1 a check failed or the output could not be written, "
+        "2 wrong input, 130 stopped by Ctrl-C."
+    ),
+    version=f"hybrid {__version__}",
+    console=Terminal(),
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+    suppress_keyboard_interrupt=False,
+)
+app.command("hybrid.cli.run:run", name="run", help="Answer a prompt within its budget.")
+app.command("hybrid.cli.demo:demo", name="demo", help="Watch six requests being answered.")
+app.command("hybrid.cli.policy:app", name="policy", help="Check, show and explain policies.")
+app.command("hybrid.cli.inspect:inspect", name="inspect", help="Say what a model folder holds.")
+app.command("hybrid.cli.doctor:doctor", name="doctor", help="Check this machine, with fixes.")
+app.register_install_completion_command(
+    add_to_startup=False, help="Write the shell's completion script; edits no start-up file."
+)
+
+
+def main(tokens: Sequence[str] | None = None) -> int:
+    """The exit code of a command line (the process's own by default)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A terminal that cannot show a character shows its code instead of failing.
+            stream.reconfigure(errors="backslashreplace")
+    return exit_code(lambda: app(sys.argv[1:] if tokens is None else tokens))
+
+
+def exit_code(command: Callable[[], object]) -> int:
+    """Run a command and return its exit code: its own number, or what its error stands for."""
+    code, message = _outcome(command)
+    try:
+        if message:
+            print(message, file=sys.stderr)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+    except OSError as error:
+        _drop_output()
+        print(f"error: standard output: {error.strerror}", file=sys.stderr)
+        return FAILED
+    return code
+
+
+def _outcome(command: Callable[[], object]) -> tuple[int, str]:
+    """The exit code, and what there is to say about it on stderr."""
+    try:
+        code = command()
+    except (HybridError, CycloptsError) as error:
+        problems = error.problems if isinstance(error, PolicyError) else [error]
+        lines = (" ".join(str(problem).splitlines()) for problem in problems)
+        return WRONG_INPUT, "\n".join(f"error: {printable(line)}" for line in lines)
+    except KeyboardInterrupt:
+        return INTERRUPTED, "stopped"
+    except BrokenPipeError:  # whoever read our output has seen enough
+        _drop_output()
+        return OK, ""
+    return (code if isinstance(code, int) else OK), ""
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere, or Python would fail on it once more at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -1,0 +1,35 @@
+"""A result as JSON: every value that was decided and measured, under the names of hybrid.types.
+
+Durations are seconds. What cannot be written as a JSON number (an infinite log-probability) is
+null.
+"""
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+from hybrid.types import Result
+
+
+def record(result: Result) -> dict[str, Any]:
+    """The result as plain values, with the plan's label, the steps used and whether in budget."""
+    values = asdict(result)
+    values["plan"]["label"] = result.plan.label
+    if result.draft is not None:
+        values["draft"]["steps"] = result.draft.steps
+    values["timing"]["within_budget"] = result.timing.within_budget
+    return values
+
+
+def to_json(result: Result) -> str:
+    """One JSON object on one line, in ASCII: safe in any terminal, pipe and encoding."""
+    return json.dumps(_finite(record(result)), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

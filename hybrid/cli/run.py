@@ -1,0 +1,145 @@
+"""`hybrid run`: one prompt, one answer.
+
+The answer alone goes to stdout, so that it can be piped; how it came about goes to stderr.
+"""
+
+import sys
+from collections.abc import Generator
+from contextlib import closing
+from typing import Annotated, Protocol
+
+from cyclopts import Parameter
+from rich.padding import Padding
+
+from hybrid.cli.live import MARGIN, answer_live
+from hybrid.cli.record import to_json
+from hybrid.cli.render import printable
+from hybrid.cli.summary import summary
+from hybrid.cli.terminal import Terminal
+from hybrid.errors import RequestError
+from hybrid.requests import Options, make_request
+from hybrid.types import Event, Request, Result
+
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+class Answers(Protocol):
+    """What a command needs of `Hybrid`."""
+
+    def load(self) -> object: ...
+    def generate(self, prompt: Request, /) -> Result: ...
+    def stream(self, prompt: Request, /) -> Generator[Event, None, None]: ...
+
+
+def run(
+    prompt: str,
+    /,
+    *,
+    task: str | None = None,
+    budget: str | None = None,
+    policy: str = "balanced",
+    steps: int | None = None,
+    refine: str | None = None,
+    seed: int | None = None,
+    max_new_tokens: int | None = None,
+    infill: str | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    no_live: Flag = False,
+) -> None:
+    """Answer a prompt within its budget.
+
+    Parameters
+    ----------
+    prompt
+        What to answer; `-` reads it from standard input (UTF-8).
+    task
+        The policy's task to treat it as; recognised from the prompt if left out.
+    budget
+        Longest time the answer may take, with a unit: 500ms, 2s.
+    policy
+        A preset's name or a policy file.
+    steps
+        Most denoising steps a canvas (max_denoising_steps).
+    refine
+        What the refiner does: none, score, cascade, verify or generate.
+    seed
+        Repeats an answer; drawn and shown if left out.
+    max_new_tokens
+        Longest answer in tokens.
+    infill
+        A template of the answer with blanks to fill in, written <blank:N> (N tokens).
+    as_json
+        Print one JSON object with everything that was decided and measured.
+    no_live
+        Print the finished answer only, also on a terminal.
+    """
+    options = Options(
+        task=task,
+        budget=budget,
+        max_denoising_steps=steps,
+        refine=refine,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        infill=None
+        if infill is None
+        else read_text(infill.encode(errors="surrogateescape"), "--infill"),
+    )
+    try:
+        request = make_request(read_prompt(prompt), options)
+        from hybrid.api import Hybrid  # the policy library, a tenth of a second
+
+        with Hybrid.from_policy(policy) as hybrid:
+            answer(hybrid, request, as_json=as_json, live=not no_live)
+    except RequestError as error:
+        raise RequestError(option_name(error.field), error.given, error.allowed) from error
+
+
+def answer(hybrid: Answers, request: Request, *, as_json: bool = False, live: bool = True) -> None:
+    """Answer on stdout: as JSON, crystallising if somebody watches, or as plain text."""
+    console, errors = Terminal(), Terminal(stderr=True)
+    if as_json:
+        hybrid.load()
+        print(to_json(hybrid.generate(request)))
+        return
+    if live and console.can_animate:
+        with console.status("loading the models"):
+            hybrid.load()
+        with closing(hybrid.stream(request)) as events:
+            result = answer_live(events, console)
+        console.print()
+        console.print(Padding(summary(result), (0, MARGIN)))
+        return
+    hybrid.load()
+    result = hybrid.generate(request)
+    # A program at the other end gets the answer as it is; a terminal must not obey it.
+    print(printable(result.text) if console.is_terminal else result.text)
+    sys.stdout.flush()
+    errors.print(summary(result))
+
+
+def read_prompt(given: str) -> str:
+    """The prompt argument, or standard input without its last line's end for `-`."""
+    if given != "-":
+        return read_text(given.encode(errors="surrogateescape"), "prompt")
+    if sys.stdin is None:
+        raise RequestError("prompt", given, "standard input is closed; give the prompt itself")
+    return read_text(sys.stdin.buffer.read(), "prompt").removesuffix("\n").removesuffix("\r")
+
+
+def read_text(data: bytes, field: str) -> str:
+    """Bytes as UTF-8; raises RequestError naming the field and the offset of the first bad byte."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        bad = data[error.start : error.start + 1]
+        allowed = f"write UTF-8; byte {error.start} is not ({error.reason})"
+        raise RequestError(field, bad, allowed) from error
+
+
+def option_name(field: str) -> str:
+    """How a request's field is written on the command line."""
+    if field == "max_denoising_steps":
+        return "--steps"
+    if field in Options.__annotations__:
+        return f"--{field.replace('_', '-')}"
+    return field
