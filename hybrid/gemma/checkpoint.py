@@ -1,0 +1,124 @@
+"""The tensors of a model folder: one safetensors file, or shards with an index.
+
+Tensors are read one by one from the mapped files, so a model is never in memory twice. Whatever a
+model does not ask for is a mistake, unless it belongs to a tower that is knowingly left out.
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hybrid.errors import CheckpointError
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_MOST_NAMED = 5
+
+
+class Checkpoint:
+    """Named tensors of the model folder `path`; every failure is a CheckpointError."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.directory = Path(path)
+        self._shards: dict[Path, Any] = {}
+        self._files = self._read_index()
+        self._unread = dict.fromkeys(self._files)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def file(self, name: str) -> str:
+        """The file that holds, or should hold, the tensor."""
+        return str(self._files.get(name, self.directory / self._expected))
+
+    def error(self, name: str, message: str) -> CheckpointError:
+        """An error about one tensor, to raise."""
+        return CheckpointError(self.file(name), message, tensor=name)
+
+    def holds_bytes(self, name: str) -> bool:
+        """Whether the tensor exists and is stored as uint8."""
+        return name in self and self._shards[self._files[name]].get_slice(name).get_dtype() == "U8"
+
+    def read(
+        self,
+        name: str,
+        shape: Sequence[int] | None = None,
+        dtypes: Sequence[torch.dtype] = (),
+    ) -> Tensor:
+        """The tensor as stored, after checking it against `shape` and the allowed `dtypes`."""
+        if name not in self._files:
+            raise self.error(name, "missing tensor")
+        self._unread.pop(name, None)
+        try:
+            tensor: Tensor = self._shards[self._files[name]].get_tensor(name)
+        except SafetensorError as problem:
+            raise self.error(name, f"not readable: {problem}") from None
+        if dtypes and tensor.dtype not in dtypes:
+            expected = " or ".join(_dtype_name(dtype) for dtype in dtypes)
+            raise self.error(name, f"expected {expected}, found {_dtype_name(tensor.dtype)}")
+        if shape is not None and tuple(tensor.shape) != tuple(shape):
+            raise self.error(name, f"expected shape {[*shape]}, found {[*tensor.shape]}")
+        return tensor
+
+    def skip(self, prefixes: Sequence[str], suffixes: Sequence[str] = ()) -> tuple[str, ...]:
+        """Leave out the unread tensors so called; returns their names."""
+        matching = [
+            name
+            for name in self._unread
+            if name.startswith(tuple(prefixes)) or name.endswith(tuple(suffixes))
+        ]
+        for name in matching:
+            del self._unread[name]
+        return tuple(matching)
+
+    def refuse_unread(self) -> None:
+        """Raise CheckpointError if there are tensors that nobody asked for."""
+        if self._unread:
+            names = [*self._unread]
+            more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+            message = f"tensors that this model has no place for: {names[:_MOST_NAMED]}{more}"
+            raise CheckpointError(self.file(names[0]), message, tensor=names[0])
+
+    def _read_index(self) -> dict[str, Path]:
+        index = self.directory / INDEX
+        self._expected = INDEX if index.exists() else SINGLE
+        if not index.exists():
+            file = self.directory / SINGLE
+            return dict.fromkeys(self._open(file), file)
+        try:
+            weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+            files = {str(name): self.directory / str(file) for name, file in weight_map.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise CheckpointError(str(index), f"not an index of shards: {problem!r}") from None
+        held = {file: self._open(file) for file in dict.fromkeys(files.values())}
+        for name, file in files.items():
+            if name not in held[file]:
+                raise CheckpointError(str(file), f"missing, though {INDEX} places it here", name)
+        return files
+
+    def _open(self, file: Path) -> set[str]:
+        if not file.is_file():
+            raise CheckpointError(str(file), "missing file")
+        try:
+            self._shards[file] = safe_open(str(file), framework="pt")
+        except (SafetensorError, OSError) as problem:
+            raise CheckpointError(str(file), f"not a whole safetensors file: {problem}") from None
+        return set(self._shards[file].keys())
+
+    def close(self) -> None:
+        """Unmap the files."""
+        for shard in self._shards.values():
+            with suppress(AttributeError):
+                shard.__exit__(None, None, None)
+        self._shards.clear()
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

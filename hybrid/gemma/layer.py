@@ -1,0 +1,92 @@
+"""One layer of the stack: attention, then the feed-forward network with or without experts.
+
+    x += norm(attention(x));  x += norm(feed_forward(x));  x *= scalar
+
+The two passes of the model, causal and denoising, differ only in the span and in the scalar. Inputs
+are normalised without weight, because weights.py folds the norms' weights into the matrices.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import linear
+
+from hybrid.gemma.cache import Span
+from hybrid.gemma.config import GemmaConfig, LayerConfig
+from hybrid.gemma.weights import ExpertWeights, LayerWeights
+from hybrid.kernels.attention import attention_torch
+from hybrid.kernels.experts import experts_torch
+from hybrid.kernels.gated import gelu_gate_torch
+from hybrid.kernels.norms import rms_norm_torch
+from hybrid.kernels.rope import rotate_torch
+from hybrid.kernels.route import route_dense_torch, route_torch
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Cosine and signed sine of a pass's positions, [T, 1, D] or [R, T, 1, D]."""
+
+    cosine: Tensor
+    signed_sine: Tensor
+
+
+class Layer:
+    """A layer's weights and geometry."""
+
+    def __init__(self, config: GemmaConfig, layer: LayerConfig, weights: LayerWeights) -> None:
+        self.config, self.geometry, self.weights = config, layer, weights
+        self.kind_and_group = (layer.kind, config.num_attention_heads // layer.num_key_value_heads)
+        self.rope = (layer.head_dim, layer.rope_theta, layer.rotary_fraction)
+        moe_size = config.moe_intermediate_size
+        experts = weights.feed_forward.experts
+        self._few = experts is not None and not len(experts.gate_up)
+        self._width = config.intermediate_size + (config.num_experts * moe_size if self._few else 0)
+
+    def attend(
+        self, x: Tensor, span: Span, rotation: Rotation, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """``x`` [R, T, H] with attention added; writes this pass's keys and values to the cache."""
+        weights, geometry = self.weights.attention, self.geometry
+        eps, num_queries = self.config.rms_norm_eps, self.config.num_attention_heads
+        num_turned = num_queries + geometry.num_key_value_heads
+        heads = linear(rms_norm_torch(x, None, eps), weights.query_key_value)
+        heads = heads.view(*x.shape[:2], -1, geometry.head_dim)
+        heads = rms_norm_torch(heads, None, eps)
+        turned = rotate_torch(
+            heads[:, :, :num_turned] * weights.head_norm, rotation.cosine, rotation.signed_sine
+        )
+        keys[span.write] = turned[:, :, num_queries:]
+        values[span.write] = heads[:, :, num_queries if geometry.key_is_value else num_turned :]
+        attended = attention_torch(
+            turned[:, :, :num_queries], keys[span.read], values[span.read], span.mask
+        )
+        return x + rms_norm_torch(linear(attended, weights.output), weights.post_norm, eps)
+
+    def feed_forward(self, x: Tensor, scalar: float) -> Tensor:
+        """``x`` [R, T, H] with the feed-forward network added, times `scalar`."""
+        weights, eps = self.weights.feed_forward, self.config.rms_norm_eps
+        normed = rms_norm_torch(x, None, eps)
+        wide = linear(normed, weights.input)
+        width = self._width
+        gated = gelu_gate_torch(wide[..., :width], wide[..., width : 2 * width])
+        output = linear(gated[..., : self.config.intermediate_size], weights.down)
+        if weights.experts is not None:
+            output = rms_norm_torch(output, weights.experts.dense_norm, eps)
+            mixed = self._mix(normed, wide[..., 2 * width :], gated, weights.experts)
+            output += rms_norm_torch(mixed, weights.experts.expert_norm, eps)
+        return (x + rms_norm_torch(output, weights.post_norm, eps)) * scalar
+
+    def _mix(
+        self, normed: Tensor, router_logits: Tensor, gated: Tensor, weights: ExpertWeights
+    ) -> Tensor:
+        """The experts' weighted sum [R, T, H]."""
+        config = self.config
+        if self._few:
+            shares = route_dense_torch(router_logits, config.top_k_experts)
+            hidden = gated[..., config.intermediate_size :]
+            hidden = hidden.view(*shares.shape, -1) * shares[..., None]
+            return linear(hidden.flatten(-2), weights.down)
+        flat = normed.flatten(0, 1)
+        experts, shares = route_torch(router_logits.flatten(0, 1), config.top_k_experts)
+        mixed = experts_torch(flat, experts, shares, weights.gate_up, weights.down)
+        return mixed.view(normed.shape)

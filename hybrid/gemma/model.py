@@ -1,0 +1,171 @@
+"""A Gemma 4 text model: causal passes that fill a cache, denoising passes that only read it.
+
+Both run the same layers. A denoising pass differs in its input (a canvas with self-conditioning,
+normalised once more), in what it sees (everything) and in the layers' scalars.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding, linear
+
+from hybrid.errors import CheckpointError
+from hybrid.gemma.cache import Cache, Reading, whole_numbers
+from hybrid.gemma.checkpoint import FLOATS, Checkpoint
+from hybrid.gemma.config import GemmaConfig
+from hybrid.gemma.layer import Layer, Rotation
+from hybrid.gemma.weights import GemmaWeights, SelfConditioningWeights, read_weights
+from hybrid.kernels.gated import gelu_gate_torch
+from hybrid.kernels.head import head_torch
+from hybrid.kernels.norms import rms_norm_torch
+from hybrid.kernels.rope import frequencies_torch, rotation_torch
+
+Rows = Sequence[int] | Tensor
+_LEAST_SPARE = 256  # tokens that every cache can forget again, whatever the canvas
+
+
+class GemmaModel:
+    """Weights and geometry; holds no state between calls. Call it under `torch.inference_mode`."""
+
+    def __init__(self, config: GemmaConfig, weights: GemmaWeights) -> None:
+        self.config = config
+        self.weights = weights
+        self.device, self.dtype = weights.embedding.device, weights.embedding.dtype
+        self._layers = [
+            Layer(config, layer, layer_weights)
+            for layer, layer_weights in zip(config.layers, weights.layers, strict=True)
+        ]
+        self._rotations: dict[tuple[int, float, float], Rotation] = {}
+        # The published models round the scale to the weights' dtype.
+        self._embedding_scale = torch.tensor(math.sqrt(config.hidden_size), dtype=self.dtype).item()
+
+    @property
+    def skipped_tensors(self) -> tuple[str, ...]:
+        """Tensors of the checkpoint that were left out, such as the vision tower's."""
+        return self.weights.skipped
+
+    def new_cache(self, batch_size: int, capacity: int, spare: int | None = None) -> Cache:
+        """An empty cache for `batch_size` rows of up to `capacity` tokens.
+
+        `spare` is how many of a row's last tokens `rollback` can always forget.
+        """
+        if spare is None:
+            spare = max(self.config.canvas_length, _LEAST_SPARE)
+        return Cache(self.config, batch_size, capacity, spare, self.device, self.dtype)
+
+    def encode(self, token_ids: Tensor, lengths: Rows, cache: Cache, rows: Rows) -> Tensor:
+        """Read tokens causally; returns hidden states [R, T, H] after the final norm.
+
+        ``token_ids`` [R, T] is right-padded; the first ``lengths[r]`` tokens are appended to cache
+        row ``rows[r]``, and hidden states beyond them mean nothing.
+        """
+        numbers, remaining = whole_numbers(rows), whole_numbers(lengths)
+        outputs: list[Tensor] = []
+        tokens, done = token_ids.shape[1], 0
+        while done < tokens or not outputs:
+            rest = tokens - done
+            reading = cache.reading(numbers, remaining, rest, causal=True)
+            step = min(rest, cache.most_tokens(reading))
+            if step < rest:
+                now = [min(step, length) for length in remaining]
+                reading = cache.reading(numbers, now, step, causal=True)
+            x = self._embed(token_ids[:, done : done + step])
+            x = self._run(x, reading, cache)
+            outputs.append(rms_norm_torch(x, self.weights.norm, self.config.rms_norm_eps))
+            cache.advance(reading)
+            remaining = [max(0, length - step) for length in remaining]
+            done += step
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+    def denoise(
+        self, canvas_ids: Tensor, soft_embedding: Tensor, cache: Cache, rows: Rows
+    ) -> Tensor:
+        """Logits [R, C, V] of a canvas, each position's own: float32, softly capped.
+
+        ``canvas_ids`` [R, C]; ``soft_embedding`` [R, C, H] as `soft_embed` gives it, zeros for rows
+        at a canvas's first step. The cache is left as it was.
+        """
+        if self.weights.self_conditioning is None:
+            raise ValueError("this model has no self-conditioning: it cannot denoise")
+        numbers, tokens = whole_numbers(rows), canvas_ids.shape[1]
+        if tokens > self.config.canvas_length:
+            raise ValueError(f"a canvas has {self.config.canvas_length} tokens, not {tokens}")
+        reading = cache.reading(numbers, [tokens] * len(numbers), tokens, causal=False)
+        x = self._condition(canvas_ids, soft_embedding, self.weights.self_conditioning)
+        x = self._run(x, reading, cache)
+        return self.logits(rms_norm_torch(x, self.weights.norm, self.config.rms_norm_eps))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., H], float32, softly capped."""
+        return head_torch(hidden, self.weights.embedding, self.config.final_logit_softcapping)
+
+    def soft_embed(self, probabilities: Tensor) -> Tensor:
+        """The expected embedding [R, C, H] of ``probabilities`` [R, C, V]."""
+        return (probabilities.to(self.dtype) @ self.weights.embedding).mul_(self._embedding_scale)
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        return embedding(token_ids, self.weights.embedding).mul_(self._embedding_scale)
+
+    def _condition(
+        self, canvas_ids: Tensor, soft_embedding: Tensor, weights: SelfConditioningWeights
+    ) -> Tensor:
+        eps = self.config.rms_norm_eps
+        wide = linear(rms_norm_torch(soft_embedding, None, eps), weights.gate_up)
+        signal = linear(gelu_gate_torch(*wide.chunk(2, -1)), weights.down)
+        return rms_norm_torch(self._embed(canvas_ids) + signal, None, eps)
+
+    def _run(self, x: Tensor, reading: Reading, cache: Cache) -> Tensor:
+        """``x`` [R, T, H] through all layers."""
+        spans = cache.spans(reading)
+        rotations = {
+            rope: self._rotation(rope, reading) for rope in {la.rope for la in self._layers}
+        }
+        for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
+            x = layer.attend(x, spans[layer.kind_and_group], rotations[layer.rope], keys, values)
+            weights = layer.weights
+            scalar = weights.encode_scalar if reading.causal else weights.denoise_scalar
+            x = layer.feed_forward(x, scalar)
+        return x
+
+    def _rotation(self, rope: tuple[int, float, float], reading: Reading) -> Rotation:
+        table = self._rotation_table(rope, max(reading.starts) + reading.tokens)
+        if reading.start is not None:
+            here = slice(reading.start, reading.start + reading.tokens)
+            return Rotation(table.cosine[here], table.signed_sine[here])
+        starts = torch.tensor(reading.starts, device=self.device)[:, None]
+        positions = starts + torch.arange(reading.tokens, device=self.device)
+        return Rotation(table.cosine[positions], table.signed_sine[positions])
+
+    def _rotation_table(self, rope: tuple[int, float, float], length: int) -> Rotation:
+        """Cosine and signed sine [P, 1, D] of positions up to at least `length`."""
+        table = self._rotations.get(rope)
+        if table is None or len(table.cosine) < length:
+            positions = torch.arange(2 ** math.ceil(math.log2(max(length, 256))))
+            pair = rotation_torch(positions, frequencies_torch(*rope))
+            with torch.inference_mode(False):
+                table = Rotation(*(part[:, None].to(self.device, self.dtype) for part in pair))
+            self._rotations[rope] = table
+        return table
+
+
+def load_model(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> GemmaModel:
+    """The model in the Hugging Face folder `path`, quantised weights decoded to `dtype`.
+
+    Raises CheckpointError, naming file and tensor, for anything that is not a model of the family.
+    """
+    if dtype not in FLOATS:
+        raise CheckpointError(str(path), f"cannot be loaded as {dtype}, only as one of {FLOATS}")
+    config = GemmaConfig.from_directory(path)
+    checkpoint = Checkpoint(path)
+    try:
+        weights = read_weights(checkpoint, config, torch.device(device), dtype)
+    finally:
+        checkpoint.close()
+    return GemmaModel(config, weights)

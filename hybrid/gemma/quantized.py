@@ -1,0 +1,87 @@
+"""The two published spellings of NVFP4 weights, read as plain matrices.
+
+ModelOpt stores a packed `weight` and multiplies by `weight_scale_2`; compressed-tensors stores
+`weight_packed` and divides by `weight_global_scale`. Only weights are 4-bit here: the scales of
+activations that both also store serve 4-bit arithmetic and are left out.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hybrid.gemma.checkpoint import FLOATS, Checkpoint
+from hybrid.gemma.fields import Fields
+from hybrid.kernels.nvfp4 import BLOCK, dequantize_torch
+
+Convention = Literal["plain", "modelopt", "compressed-tensors"]
+ACTIVATION_SCALES = ("input_scale", "input_global_scale", ".k_scale", ".v_scale")
+
+
+def read_convention(directory: Path) -> Convention:
+    """How the model folder stores its matrices; CheckpointError for a quantisation not known."""
+    config = Fields.read(directory / "config.json")
+    older = directory / "hf_quant_config.json"
+    if config.get("quantization_config") is not None:
+        section = config.section("quantization_config")
+    elif older.exists():
+        section = Fields.read(older).section("quantization")
+        section.choice("quant_algo", ["NVFP4"])
+        return "modelopt"
+    else:
+        return "plain"
+    if section.choice("quant_method", ["modelopt", "compressed-tensors"]) == "modelopt":
+        section.choice("quant_algo", ["NVFP4"])
+        return "modelopt"
+    section.choice("format", ["nvfp4-pack-quantized"])
+    return "compressed-tensors"
+
+
+class MatrixReader:
+    """Reads a checkpoint's matrices in float32 or their stored float dtype, quantised or not."""
+
+    def __init__(self, checkpoint: Checkpoint, convention: Convention) -> None:
+        self._checkpoint = checkpoint
+        self._convention = convention
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether the linear layer `name` (without `.weight`) is stored in NVFP4."""
+        if self._convention == "compressed-tensors":
+            return f"{name}.weight_packed" in self._checkpoint
+        if self._convention == "modelopt":
+            return self._checkpoint.holds_bytes(f"{name}.weight")
+        return False
+
+    def read(self, name: str, shape: Sequence[int]) -> Tensor:
+        """The matrix [N, K] of the linear layer `name` (without `.weight`)."""
+        if not self.is_quantized(name):
+            return self._checkpoint.read(f"{name}.weight", shape, FLOATS)
+        if self._convention == "modelopt":
+            return self._decode(f"{name}.weight", f"{name}.weight_scale", shape) * self._factor(
+                f"{name}.weight_scale_2"
+            )
+        return self._decode(f"{name}.weight_packed", f"{name}.weight_scale", shape) / self._factor(
+            f"{name}.weight_global_scale"
+        )
+
+    def _decode(self, packed_name: str, scale_name: str, shape: Sequence[int]) -> Tensor:
+        rows, columns = shape
+        if columns % BLOCK:
+            raise self._checkpoint.error(
+                packed_name, f"NVFP4 needs a multiple of {BLOCK} columns, not {columns}"
+            )
+        packed = self._checkpoint.read(packed_name, (rows, columns // 2), (torch.uint8,))
+        scale = self._checkpoint.read(scale_name, (rows, columns // BLOCK), (torch.float8_e4m3fn,))
+        if scale.float().isnan().any():
+            raise self._checkpoint.error(scale_name, "holds NaN")
+        return dequantize_torch(packed, scale, torch.ones(()))
+
+    def _factor(self, name: str) -> Tensor:
+        factor = self._checkpoint.read(name, dtypes=(torch.float32,))
+        if factor.numel() != 1:
+            raise self._checkpoint.error(name, f"expected one number, found {[*factor.shape]}")
+        if not (factor.isfinite().all() and (factor > 0).all()):
+            raise self._checkpoint.error(name, f"{factor.item()} is not above zero and finite")
+        return factor.reshape(())

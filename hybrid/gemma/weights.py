@@ -1,0 +1,232 @@
+"""A checkpoint's tensors in the layout that the stack multiplies with.
+
+Layers that read the same input are one matrix, and the norm before them is folded into its
+columns: after that the dense branch, the experts and the router share one normalised input. A
+layer's scalar is kept twice, as the causal and the denoising pass may differ in it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hybrid.gemma.checkpoint import FLOATS, Checkpoint
+from hybrid.gemma.config import GemmaConfig, LayerConfig
+from hybrid.gemma.quantized import ACTIVATION_SCALES, MatrixReader, read_convention
+
+# Running a few experts on all tokens beats gathering for each: one multiplication instead of many.
+FEW_EXPERTS = 8
+_TOWERS = ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWeights:
+    """Shapes: [heads * D, H], [query and key heads, D], [H, query heads * D], [H]."""
+
+    query_key_value: Tensor
+    head_norm: Tensor
+    output: Tensor
+    post_norm: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """`gate_up` [E, 2 * I, H] for many experts, empty for few, whose rows are in the dense matrix.
+
+    `down` is [E, H, I] for many and [H, E * I] for few; the experts' own scales are folded in.
+    """
+
+    gate_up: Tensor
+    down: Tensor
+    dense_norm: Tensor
+    expert_norm: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForwardWeights:
+    """`input` [gates, ups and router logits, H]; `down` [H, I]; `post_norm` [H]."""
+
+    input: Tensor
+    down: Tensor
+    post_norm: Tensor
+    experts: ExpertWeights | None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One layer. The scalars multiply the residual stream at its end."""
+
+    attention: AttentionWeights
+    feed_forward: FeedForwardWeights
+    encode_scalar: float
+    denoise_scalar: float
+
+
+@dataclass(frozen=True, slots=True)
+class SelfConditioningWeights:
+    """The gated MLP on the previous step's soft embedding: [2 * I, H] and [H, I]."""
+
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class GemmaWeights:
+    """The whole stack; `skipped` names the tensors in the files that it has no use for."""
+
+    embedding: Tensor
+    layers: tuple[LayerWeights, ...]
+    norm: Tensor
+    self_conditioning: SelfConditioningWeights | None
+    skipped: tuple[str, ...]
+
+
+def read_weights(
+    checkpoint: Checkpoint, config: GemmaConfig, device: torch.device, dtype: torch.dtype
+) -> GemmaWeights:
+    """All weights of the stack; CheckpointError for any that is missing, wrong or too many."""
+    reader = _Reader(checkpoint, config, device, dtype)
+    diffusion = config.architecture == "diffusion_gemma"
+    weights = (
+        reader.vector("embed_tokens", (config.vocab_size, config.hidden_size)),
+        tuple(reader.layer(index) for index in range(len(config.layers))),
+        reader.vector("norm"),
+        reader.self_conditioning() if diffusion else None,
+    )
+    towers = [f"{side}{tower}." for tower in _TOWERS for side in ("model.", "model.encoder.")]
+    skipped = checkpoint.skip(towers, ACTIVATION_SCALES)
+    checkpoint.refuse_unread()
+    return GemmaWeights(*weights, skipped=skipped)
+
+
+class _Reader:
+    """Reads by the names inside a stack; `cast` moves a finished tensor to its device and dtype."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: GemmaConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.checkpoint, self.config = checkpoint, config
+        self.device, self.dtype = device, dtype
+        self.matrices = MatrixReader(checkpoint, read_convention(checkpoint.directory))
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype).contiguous()
+
+    def raw(self, name: str, shape: Sequence[int]) -> Tensor:
+        return self.checkpoint.read(self.config.tensor_prefix + name, shape, FLOATS).float()
+
+    def vector(self, name: str, shape: Sequence[int] = ()) -> Tensor:
+        return self.cast(self.raw(f"{name}.weight", shape or (self.config.hidden_size,)))
+
+    def norm(self, name: str, size: int = 0) -> Tensor:
+        return self.raw(f"{name}.weight", (size or self.config.hidden_size,))
+
+    def matrix(self, name: str, rows: int, columns: int) -> Tensor:
+        return self.matrices.read(self.config.tensor_prefix + name, (rows, columns)).to(
+            torch.float32
+        )
+
+    def layer(self, index: int) -> LayerWeights:
+        prefix = f"layers.{index}."
+        denoise_scalar = self.raw(f"{prefix}layer_scalar", (1,)).item()
+        encode_scalar = denoise_scalar
+        if self.config.architecture == "diffusion_gemma":
+            name = f"model.encoder.language_model.{prefix}layer_scalar"
+            encode_scalar = self.checkpoint.read(name, (1,), FLOATS).float().item()
+        return LayerWeights(
+            self.attention(prefix, self.config.layers[index]),
+            self.feed_forward(prefix),
+            encode_scalar,
+            denoise_scalar,
+        )
+
+    def attention(self, prefix: str, layer: LayerConfig) -> AttentionWeights:
+        hidden, head_dim = self.config.hidden_size, layer.head_dim
+        num_heads, num_kv_heads = self.config.num_attention_heads, layer.num_key_value_heads
+        name = f"{prefix}self_attn."
+        projections = [("q_proj", num_heads), ("k_proj", num_kv_heads)]
+        if not layer.key_is_value:
+            projections.append(("v_proj", num_kv_heads))
+        stacked = torch.cat(
+            [self.matrix(name + part, heads * head_dim, hidden) for part, heads in projections]
+        )
+        head_norm = (
+            self.norm(f"{name}q_norm", head_dim).expand(num_heads, -1),
+            self.norm(f"{name}k_norm", head_dim).expand(num_kv_heads, -1),
+        )
+        return AttentionWeights(
+            self.cast(stacked * self.norm(f"{prefix}input_layernorm")),
+            self.cast(torch.cat(head_norm)),
+            self.cast(self.matrix(f"{name}o_proj", hidden, num_heads * head_dim)),
+            self.vector(f"{prefix}post_attention_layernorm"),
+        )
+
+    def feed_forward(self, prefix: str) -> FeedForwardWeights:
+        hidden, intermediate = self.config.hidden_size, self.config.intermediate_size
+        pre_norm = self.norm(f"{prefix}pre_feedforward_layernorm")
+        gates = [self.matrix(f"{prefix}mlp.gate_proj", intermediate, hidden) * pre_norm]
+        ups = [self.matrix(f"{prefix}mlp.up_proj", intermediate, hidden) * pre_norm]
+        router: list[Tensor] = []
+        experts = None
+        if self.config.num_experts:
+            gate_up, down = self.experts(prefix)
+            if self.config.num_experts <= FEW_EXPERTS:
+                halves = gate_up.chunk(2, dim=1)
+                gates.append(halves[0].flatten(0, 1))
+                ups.append(halves[1].flatten(0, 1))
+                gate_up, down = gate_up[:0], down.transpose(0, 1).flatten(1)
+            router = [self.router(prefix)]
+            experts = ExpertWeights(
+                self.cast(gate_up),
+                self.cast(down),
+                self.vector(f"{prefix}post_feedforward_layernorm_1"),
+                self.vector(f"{prefix}post_feedforward_layernorm_2"),
+            )
+        return FeedForwardWeights(
+            self.cast(torch.cat([*gates, *ups, *router])),
+            self.cast(self.matrix(f"{prefix}mlp.down_proj", hidden, intermediate)),
+            self.vector(f"{prefix}post_feedforward_layernorm"),
+            experts,
+        )
+
+    def router(self, prefix: str) -> Tensor:
+        """Rows that give router logits of the input normalised without weight, [E, H]."""
+        hidden, num_experts = self.config.hidden_size, self.config.num_experts
+        scale = self.raw(f"{prefix}router.scale", (hidden,)) * hidden**-0.5
+        return self.matrix(f"{prefix}router.proj", num_experts, hidden) * scale
+
+    def experts(self, prefix: str) -> tuple[Tensor, Tensor]:
+        """Gate and up [E, 2 * I, H] with their norm, and down [E, H, I] with the experts' scale."""
+        hidden, intermediate = self.config.hidden_size, self.config.moe_intermediate_size
+        num_experts = self.config.num_experts
+        gate_up = torch.empty(num_experts, 2 * intermediate, hidden)
+        down = torch.empty(num_experts, hidden, intermediate)
+        fused = f"{prefix}experts.gate_up_proj"
+        if self.config.tensor_prefix + fused in self.checkpoint:
+            gate_up.copy_(self.raw(fused, gate_up.shape))
+            down.copy_(self.raw(f"{prefix}experts.down_proj", down.shape))
+        else:
+            for expert in range(num_experts):
+                name = f"{prefix}experts.{expert}."
+                gate, up = gate_up[expert].chunk(2)
+                gate.copy_(self.matrix(f"{name}gate_proj", intermediate, hidden))
+                up.copy_(self.matrix(f"{name}up_proj", intermediate, hidden))
+                down[expert].copy_(self.matrix(f"{name}down_proj", hidden, intermediate))
+        gate_up *= self.norm(f"{prefix}pre_feedforward_layernorm_2")
+        down *= self.raw(f"{prefix}router.per_expert_scale", (num_experts,))[:, None, None]
+        return gate_up, down
+
+    def self_conditioning(self) -> SelfConditioningWeights:
+        hidden, intermediate = self.config.hidden_size, self.config.intermediate_size
+        name = "self_conditioning."
+        gate = self.matrix(f"{name}gate_proj", intermediate, hidden)
+        up = self.matrix(f"{name}up_proj", intermediate, hidden)
+        return SelfConditioningWeights(
+            self.cast(torch.cat((gate, up)) * self.norm(f"{name}pre_norm")),
+            self.cast(self.matrix(f"{name}down_proj", hidden, intermediate)),
+        )
