@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from hybrid import __version__
 from hybrid.cli.render import printable
@@ -48,7 +48,16 @@ def main(tokens: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             # A terminal that cannot show a character shows its code instead of failing.
             stream.reconfigure(errors="backslashreplace")
-    return exit_code(lambda: app(sys.argv[1:] if tokens is None else tokens))
+    given = list(sys.argv[1:] if tokens is None else tokens)
+    return exit_code(lambda: app(_standard_input_last(given)))
+
+
+def _standard_input_last(tokens: list[str]) -> list[str]:
+    """Move `hybrid run -` behind a `--`: cyclopts takes a lone dash for an unknown option."""
+    if tokens[:1] != ["run"] or "-" not in tokens or "--" in tokens:
+        return tokens
+    at = tokens.index("-")
+    return [*tokens[:at], *tokens[at + 1 :], "--", "-"]
 
 
 def exit_code(command: Callable[[], object]) -> int:
@@ -73,15 +82,22 @@ def _outcome(command: Callable[[], object]) -> tuple[int, str]:
     try:
         code = command()
     except (HybridError, CycloptsError) as error:
-        problems = error.problems if isinstance(error, PolicyError) else [error]
-        lines = (" ".join(str(problem).splitlines()) for problem in problems)
-        return WRONG_INPUT, "\n".join(f"error: {printable(line)}" for line in lines)
+        return WRONG_INPUT, "\n".join(_lines(error))
     except KeyboardInterrupt:
         return INTERRUPTED, "stopped"
     except BrokenPipeError:  # whoever read our output has seen enough
         _drop_output()
         return OK, ""
     return (code if isinstance(code, int) else OK), ""
+
+
+def _lines(error: HybridError | CycloptsError) -> list[str]:
+    """One line for each problem."""
+    if isinstance(error, UnusedCliTokensError):
+        rest = " ".join(error.unused_tokens or ())
+        return [f"error: {printable(rest)!r} is left over; quote a prompt of several words"]
+    problems = error.problems if isinstance(error, PolicyError) else [error]
+    return [f"error: {printable(' '.join(str(problem).splitlines()))}" for problem in problems]
 
 
 def _drop_output() -> None:

@@ -107,7 +107,7 @@ def answer(hybrid: Answers, request: Request, *, as_json: bool = False, live: bo
         with closing(hybrid.stream(request)) as events:
             result = answer_live(events, console)
         console.print()
-        console.print(Padding(summary(result), (0, MARGIN)))
+        console.print(Padding(summary(result), (0, MARGIN), expand=False))
         return
     hybrid.load()
     result = hybrid.generate(request)
