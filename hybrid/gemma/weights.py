@@ -5,6 +5,7 @@ columns: after that the dense branch, the experts and the router share one norma
 layer's scalar is kept twice, as the causal and the denoising pass may differ in it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -197,7 +198,7 @@ class _Reader:
     def router(self, prefix: str) -> Tensor:
         """Rows that give router logits of the input normalised without weight, [E, H]."""
         hidden, num_experts = self.config.hidden_size, self.config.num_experts
-        scale = self.raw(f"{prefix}router.scale", (hidden,)) * hidden**-0.5
+        scale = self.raw(f"{prefix}router.scale", (hidden,)) / math.sqrt(hidden)
         return self.matrix(f"{prefix}router.proj", num_experts, hidden) * scale
 
     def experts(self, prefix: str) -> tuple[Tensor, Tensor]:
