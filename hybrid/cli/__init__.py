@@ -72,7 +72,7 @@ def exit_code(command: Callable[[], object]) -> int:
         _drop_output()
     except OSError as error:
         _drop_output()
-        print(f"error: standard output: {error.strerror}", file=sys.stderr)
+        print(_system_line(error), file=sys.stderr)
         return FAILED
     return code
 
@@ -88,6 +88,9 @@ def _outcome(command: Callable[[], object]) -> tuple[int, str]:
     except BrokenPipeError:  # whoever read our output has seen enough
         _drop_output()
         return OK, ""
+    except OSError as error:  # a full disk, a file without permission
+        _drop_output()
+        return FAILED, _system_line(error)
     return (code if isinstance(code, int) else OK), ""
 
 
@@ -98,6 +101,10 @@ def _lines(error: HybridError | CycloptsError) -> list[str]:
         return [f"error: {printable(rest)!r} is left over; quote a prompt of several words"]
     problems = error.problems if isinstance(error, PolicyError) else [error]
     return [f"error: {printable(' '.join(str(problem).splitlines()))}" for problem in problems]
+
+
+def _system_line(error: OSError) -> str:
+    return f"error: {printable(str(error.filename or 'standard output'))}: {error.strerror}"
 
 
 def _drop_output() -> None:

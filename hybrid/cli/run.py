@@ -6,7 +6,7 @@ The answer alone goes to stdout, so that it can be piped; how it came about goes
 import sys
 from collections.abc import Generator
 from contextlib import closing
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, TextIO
 
 from cyclopts import Parameter
 from rich.padding import Padding
@@ -85,7 +85,7 @@ def run(
         else read_text(infill.encode(errors="surrogateescape"), "--infill"),
     )
     try:
-        request = make_request(read_prompt(prompt), options)
+        request = make_request(read_prompt(prompt, sys.stdin), options)
         from hybrid.api import Hybrid  # the policy library, a tenth of a second
 
         with Hybrid.from_policy(policy) as hybrid:
@@ -117,13 +117,13 @@ def answer(hybrid: Answers, request: Request, *, as_json: bool = False, live: bo
     errors.print(summary(result))
 
 
-def read_prompt(given: str) -> str:
+def read_prompt(given: str, stdin: TextIO | None) -> str:
     """The prompt argument, or standard input without its last line's end for `-`."""
     if given != "-":
         return read_text(given.encode(errors="surrogateescape"), "prompt")
-    if sys.stdin is None:
+    if stdin is None:
         raise RequestError("prompt", given, "standard input is closed; give the prompt itself")
-    return read_text(sys.stdin.buffer.read(), "prompt").removesuffix("\n").removesuffix("\r")
+    return read_text(stdin.buffer.read(), "prompt").removesuffix("\n").removesuffix("\r")
 
 
 def read_text(data: bytes, field: str) -> str:
