@@ -109,6 +109,8 @@ def _system_line(error: OSError) -> str:
 
 def _drop_output() -> None:
     """Send what is still buffered nowhere, or Python would fail on it once more at exit."""
+    if sys.stdout is None:
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

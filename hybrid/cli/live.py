@@ -1,8 +1,8 @@
 """The crystallising view: an answer's canvas taking shape in a terminal.
 
-Drawing costs a few milliseconds a frame and competes with a model in the same process, so frames
-are drawn at most every 50 ms while a request runs. A request that is over before anyone could watch
-it is replayed from its recorded steps; the milliseconds shown are the recorded ones.
+Drawing costs a few milliseconds a frame and competes with a model in the same process. So nothing
+is drawn in the first quarter of a second, and a request that is over by then is replayed from its
+recorded steps; the milliseconds shown are the recorded ones. Longer ones are drawn as they run.
 """
 
 import time
@@ -19,8 +19,8 @@ from hybrid.cli.render import bar, clock, crystallising, mean_entropy, printable
 from hybrid.cli.terminal import Terminal
 from hybrid.types import Denoised, Drafted, Event, Finished, Planned, Result
 
+FIRST_DRAWING_S = 0.25
 DRAW_EVERY_S = 0.05
-WATCHABLE_S = 0.5  # a run that takes longer has been watched
 REPLAY_FRAME_S = 0.06
 REPLAY_S = 3.0
 MARGIN = 2
@@ -62,13 +62,12 @@ def record_events(
 
 def answer_live(events: Iterable[Event], console: Terminal) -> Result:
     """Show a request while it runs, or again if it was too quick, then the answer for good."""
-    started = time.monotonic()
     with Screen(console) as screen:
         recording = record_events(events, screen.watch)
-    if time.monotonic() - started < WATCHABLE_S:
-        replay(recording, console)
-    else:
+    if screen.has_drawn:
         screen.print_answer(recording.result)
+    else:
+        replay(recording, console)
     return recording.result
 
 
@@ -95,12 +94,14 @@ class Screen:
     budget_s: float | None = None
     live: Live = field(init=False)
     frame: Frame | None = None
+    refines: bool = False
     waiting_for: str = ""
     printed: str = ""  # finished text above the live region
-    pending: str = ""  # finished text still in it
+    pending: str = ""  # finished text that is not
     most_entropy: float = 0.0
     clock_cells: int = 0  # widest so far, so that the gauges do not jump
-    drawn_at: float = field(default_factory=time.monotonic)
+    has_drawn: bool = False
+    draw_at: float = field(default_factory=lambda: time.monotonic() + FIRST_DRAWING_S)
 
     def __post_init__(self) -> None:
         self.live = Live(
@@ -116,45 +117,43 @@ class Screen:
         self.live.stop()
 
     def watch(self, event: Event, at_s: float) -> None:
-        """Take an event in; draw if the last drawing is long enough ago."""
+        """Take an event in; draw if it is time to."""
         match event:
             case Planned(plan=plan):
                 self.budget_s = plan.budget_s
-                self.waiting_for = "" if plan.draft else "the refiner is writing"
-                if self.waiting_for:
-                    self.draw()
+                self.refines = plan.refine.mode != "none"
+                if plan.draft is None:  # nothing else happens before the answer
+                    self.waiting_for, self.draw_at = "the refiner is writing", 0.0
             case Denoised():
                 self.step(Frame(event, at_s))
-                if time.monotonic() - self.drawn_at >= DRAW_EVERY_S:
-                    self.draw()
-            case Drafted():
-                self.waiting_for = "refining"
+            case Drafted() if self.refines:
+                self.waiting_for = "drafted, in the refiner's hands"
             case _:
-                pass
+                return
+        if time.monotonic() >= self.draw_at:
+            self.draw()
 
     def step(self, frame: Frame) -> None:
         """Move on to a step; the canvas before the one it belongs to is finished."""
         if self.frame and self.frame.step.canvas != frame.step.canvas:
-            self._finish_canvas(self.frame.step.text)
+            self.pending += self.frame.step.text
+            self.most_entropy = 0.0
         self.frame = frame
         self.most_entropy = max(self.most_entropy, mean_entropy(frame.step))
 
     def draw(self) -> None:
-        """Show the active canvas and its gauges now."""
+        """Print the lines that are finished, and show the active canvas and its gauges."""
+        finished, newline, self.pending = self.pending.rpartition("\n")
+        if newline:
+            self.console.print(_margin(Text(printable(finished))))
+            self.printed += finished + newline
         self.live.update(Tail(self._active(), self.console.height - 1), refresh=True)
-        self.drawn_at = time.monotonic()
+        self.has_drawn, self.draw_at = True, time.monotonic() + DRAW_EVERY_S
 
     def print_answer(self, result: Result) -> None:
         """Print what is not yet printed of the answer; all of it if refining changed the start."""
         rest = result.text.removeprefix(self.printed)
         self.console.print(_margin(Text(printable(rest))))
-
-    def _finish_canvas(self, text: str) -> None:
-        finished, newline, self.pending = (self.pending + text).rpartition("\n")
-        if newline:
-            self.console.print(_margin(Text(printable(finished))))
-            self.printed += finished + newline
-        self.most_entropy = 0.0
 
     def _active(self) -> RenderableType:
         if self.frame is None:
@@ -165,8 +164,10 @@ class Screen:
     def _gauges(self, frame: Frame) -> Text:
         step, entropy = frame.step, mean_entropy(frame.step)
         text = Text(no_wrap=True, overflow="crop")
-        text.append("step ", "dim").append(f"{step.step:>2}/{step.max_denoising_steps}")
-        text.append("   entropy ", "dim")
+        text.append("step ", "dim").append(f"{step.step:>2}/{step.max_denoising_steps}   ")
+        if self.waiting_for:
+            return text.append(self.waiting_for, "dim")
+        text.append("entropy ", "dim")
         text.append_text(bar(entropy / max(self.most_entropy, 1e-9), "cyan"))
         elapsed = clock(frame.at_s, self.budget_s)
         self.clock_cells = max(self.clock_cells, elapsed.cell_len)

@@ -112,8 +112,7 @@ def answer(hybrid: Answers, request: Request, *, as_json: bool = False, live: bo
     hybrid.load()
     result = hybrid.generate(request)
     # A program at the other end gets the answer as it is; a terminal must not obey it.
-    print(printable(result.text) if console.is_terminal else result.text)
-    sys.stdout.flush()
+    print(printable(result.text) if console.is_terminal else result.text, flush=True)
     errors.print(summary(result))
 
 

