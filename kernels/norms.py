@@ -1,13 +1,29 @@
-"""RMS normalisation: ``x / sqrt(mean(x^2) + eps)``, over the last dimension.
+"""RMS normalisation: ``x / sqrt(mean(x^2) + eps)``, over the last dimension, in float32.
 
 Gemma 4 multiplies by the weight as it is, not by one plus the weight. Norms that feed a linear
 layer carry no weight here: it is folded into the layer's columns when the model is loaded.
+
+The references spell the norm out in five small operations because that takes 6 us where
+`torch.nn.functional.rms_norm` takes 11 us (32 x 128 float32, one CPU core), 31 times a pass.
 """
 
+import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm
 
 
 def rms_norm_torch(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """``x`` [..., D] normalised over D in float32 and scaled by ``weight`` [D]; dtype of ``x``."""
-    return rms_norm(x, x.shape[-1:], weight, eps)
+    """``x`` [..., D] normalised over D and scaled by ``weight`` [D]; dtype of ``x``."""
+    normalised = x * _inverse_rms(x, eps)
+    if weight is not None:
+        normalised.mul_(weight)
+    return normalised.to(x.dtype)
+
+
+def add_rms_norm_torch(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``residual + rms_norm(x, weight)``, all [..., D]; dtype of ``x``."""
+    return torch.addcmul(residual, (x * _inverse_rms(x, eps)).to(x.dtype), weight)
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return norm.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()

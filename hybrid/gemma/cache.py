@@ -20,14 +20,30 @@ Index = slice | Tensor
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One pass in one kind of layer: [rows, slots] to write and to read, and what is hidden.
+    """One pass in one kind of layer: the slots to write and to read, and what is hidden.
 
-    `mask` is additive and shaped as `attention_torch` takes it, None where nothing is hidden.
+    `rows` None means all. `written` are consecutive slots, or the row numbers [R, 1] and slots
+    [R, T] of every token. `mask` is additive and shaped as `attention_torch` takes it, None where
+    nothing is hidden.
     """
 
-    write: tuple[Index, Index]
-    read: tuple[Index, slice]
+    rows: Index | None
+    written: range | tuple[Tensor, Tensor]
+    seen: range
     mask: Tensor | None
+
+    def write(self, cache: Tensor, new: Tensor) -> None:
+        """Put ``new`` [R, T, heads, D] into its slots of ``cache`` [B, slots, heads, D]."""
+        if isinstance(self.written, tuple):
+            cache[self.written] = new
+        else:
+            part = cache if self.rows is None else cache[self.rows]
+            part.narrow(1, self.written.start, len(self.written)).copy_(new)
+
+    def read(self, cache: Tensor) -> Tensor:
+        """The slots [R, S, heads, D] that the pass sees: a view unless rows are scattered."""
+        part = cache.narrow(1, self.seen.start, len(self.seen))
+        return part if self.rows is None else part[self.rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +62,11 @@ class Reading:
         uniform = len(set(self.starts)) == 1 and set(self.lengths) == {self.tokens}
         return self.starts[0] if uniform else None
 
-    def row_index(self, device: torch.device) -> Index:
-        """The rows as a slice where they are consecutive, else as int64 [R]."""
+    def row_index(self, batch_size: int, device: torch.device) -> Index | None:
+        """The rows as a slice where they are consecutive, else as int64 [R]; None for all."""
         first, count = self.rows[0], len(self.rows)
         if self.rows == tuple(range(first, first + count)):
-            return slice(first, first + count)
+            return None if count == batch_size else slice(first, first + count)
         return torch.tensor(self.rows, device=device)
 
 
@@ -155,7 +171,7 @@ class Cache:
 
     def _span(self, reading: Reading, kind: LayerKind, group: int) -> Span:
         start, end = reading.start, max(reading.starts) + reading.tokens
-        rows = reading.row_index(self._device)
+        rows = reading.row_index(len(self._counts), self._device)
         if start is None or end > self._slots[kind] or isinstance(rows, Tensor):
             return self._scattered_span(reading, kind, group, rows)
         first = max(0, start - self._window + 1) if kind == "sliding" else 0
@@ -167,9 +183,11 @@ class Cache:
             if kind == "sliding":
                 hidden |= keys <= queries - self._window
             mask = self._mask(hidden[None], group)
-        return Span((rows, slice(start, end)), (rows, slice(first, end)), mask)
+        return Span(rows, range(start, end), range(first, end), mask)
 
-    def _scattered_span(self, reading: Reading, kind: LayerKind, group: int, rows: Index) -> Span:
+    def _scattered_span(
+        self, reading: Reading, kind: LayerKind, group: int, rows: Index | None
+    ) -> Span:
         """Rows at different places, padding, or a ring that wraps around in this pass."""
         slots = self._slots[kind]
         starts = torch.tensor(reading.starts, device=self._device)[:, None]
@@ -190,7 +208,7 @@ class Cache:
             if kind == "sliding":
                 hidden |= (held < starts - self._window + 1)[:, None]
         mask = self._mask(hidden, group if reading.causal else 1)
-        return Span((row_numbers, write), (rows, slice(0, seen)), mask)
+        return Span(rows, (row_numbers, write), range(seen), mask)
 
     def _mask(self, hidden: Tensor, group: int) -> Tensor:
         """An additive mask [R, 1, T * group, S] of what is hidden, bool [R, T, S].

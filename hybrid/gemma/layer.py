@@ -17,7 +17,7 @@ from hybrid.gemma.weights import ExpertWeights, LayerWeights
 from hybrid.kernels.attention import attention_torch
 from hybrid.kernels.experts import experts_torch
 from hybrid.kernels.gated import gelu_gate_torch
-from hybrid.kernels.norms import rms_norm_torch
+from hybrid.kernels.norms import add_rms_norm_torch, rms_norm_torch
 from hybrid.kernels.rope import rotate_torch
 from hybrid.kernels.route import route_dense_torch, route_torch
 
@@ -55,12 +55,12 @@ class Layer:
         turned = rotate_torch(
             heads[:, :, :num_turned] * weights.head_norm, rotation.cosine, rotation.signed_sine
         )
-        keys[span.write] = turned[:, :, num_queries:]
-        values[span.write] = heads[:, :, num_queries if geometry.key_is_value else num_turned :]
+        span.write(keys, turned[:, :, num_queries:])
+        span.write(values, heads[:, :, num_queries if geometry.key_is_value else num_turned :])
         attended = attention_torch(
-            turned[:, :, :num_queries], keys[span.read], values[span.read], span.mask
+            turned[:, :, :num_queries], span.read(keys), span.read(values), span.mask
         )
-        return x + rms_norm_torch(linear(attended, weights.output), weights.post_norm, eps)
+        return add_rms_norm_torch(x, linear(attended, weights.output), weights.post_norm, eps)
 
     def feed_forward(self, x: Tensor, scalar: float) -> Tensor:
         """``x`` [R, T, H] with the feed-forward network added, times `scalar`."""
@@ -73,8 +73,8 @@ class Layer:
         if weights.experts is not None:
             output = rms_norm_torch(output, weights.experts.dense_norm, eps)
             mixed = self._mix(normed, wide[..., 2 * width :], gated, weights.experts)
-            output += rms_norm_torch(mixed, weights.experts.expert_norm, eps)
-        return (x + rms_norm_torch(output, weights.post_norm, eps)) * scalar
+            output = add_rms_norm_torch(output, mixed, weights.experts.expert_norm, eps)
+        return add_rms_norm_torch(x, output, weights.post_norm, eps).mul_(scalar)
 
     def _mix(
         self, normed: Tensor, router_logits: Tensor, gated: Tensor, weights: ExpertWeights
