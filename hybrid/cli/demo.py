@@ -4,7 +4,7 @@ Each request runs undisturbed and is shown afterwards, step by step, at a pace t
 follow; every millisecond on the screen is the run's own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from hybrid.cli.run import Answers, Flag
 from hybrid.cli.summary import summary
 from hybrid.cli.terminal import Terminal
 from hybrid.deadline import format_duration
+from hybrid.embedded.tasks import Instance, check
 from hybrid.errors import RequestError
 from hybrid.requests import Options, make_request
 from hybrid.types import Request
@@ -30,41 +31,67 @@ SEED = 7
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A request of the demo, as a user would write it."""
+    """A request of the demo and its budget; `infill` is a template that the answer must keep."""
 
-    task: str
-    prompt: str
+    instance: Instance
     budget: str
     infill: str | None = None
 
     @property
     def name(self) -> str:
         """The task, or what is special about the request."""
-        return "infill" if self.infill else self.task
+        return "infill" if self.infill else self.instance.task
 
     @property
     def request(self) -> Request:
         """What is sent; the seed is fixed so that the demo repeats."""
-        options = Options(task=self.task, budget=self.budget, infill=self.infill, seed=SEED)
-        return make_request(self.prompt, options)
+        options = Options(budget=self.budget, infill=self.infill, seed=SEED)
+        return make_request(self.instance.prompt, options)
 
 
+# None of these prompts was trained on: they are of the tasks' held-out sixteenth.
 CASES = (
-    Case("translate", "translate : the big red dog sees the small old cat", "300ms"),
-    Case("code", "code : 1 1 == x + y == u + v", "100ms"),
-    Case("reason", "mod ten : 7 + 4 , - 2 , + 3 , + 1", "400ms"),
-    Case("list", "name 5 fruits", "50ms"),
     Case(
-        "question",
-        "ask : tom = ann ; eva = tom ; ann = leo ; leo = sue ; sue = ray ; ray = eva . "
-        "from eva hop 3",
+        Instance(
+            "translate",
+            "translate to zed: the fox likes the old small cow and the white goat wants the white "
+            "green dog",
+            "sa, ti zun ral, yab; bel nof, mo kis nof, tek",
+            11,
+        ),
+        "300ms",
+    ),
+    Case(
+        Instance("code", "solve x + y == 11; q + b == 2", "x = 4; y = 7; q = 2; b = 0", 4),
+        "100ms",
+    ),
+    Case(
+        Instance(
+            "reason",
+            "step by step, mod ten: 2, + 4, - 3, + 5, + 5, - 4",
+            "+ 4 = 6, - 3 = 3, + 5 = 8, + 5 = 3, - 4 = 9",
+            5,
+        ),
+        "400ms",
+    ),
+    Case(
+        Instance("list", "list 5 fruits, not apple or grape", "plum, mango, lemon, kiwi, fig", 5),
+        "50ms",
+    ),
+    Case(
+        Instance(
+            "question",
+            "question: pam knows cid; dan knows hugo; mia knows emil; cid knows dan; hugo knows "
+            "mia; emil knows pam. start at hugo, 3 hops",
+            "hugo knows mia knows emil knows pam",
+            3,
+        ),
         "600ms",
     ),
     Case(
-        "code",
-        "code : 9 == x + y == u + v",
+        Instance("code", "code: c + n == 11; y + z == 5", "c = 7; n = 4; y = 4; z = 1", 4),
         "200ms",
-        infill="x =<blank:1> ; y = 4 ; u =<blank:1> ; v = 2",
+        infill="c =<blank:1>; n = 4; y =<blank:1>; z = 1",
     ),
 )
 
@@ -91,26 +118,25 @@ def demo(*, svg: Path | None = None, no_live: Flag = False) -> None:
     if svg is not None and (svg.is_dir() or not svg.absolute().parent.is_dir()):
         raise RequestError("--svg", str(svg), "a file in a folder that exists")
     from hybrid.api import Hybrid
-    from hybrid.embedded.tasks import check
 
     console = Terminal()
     with Hybrid.from_policy() as hybrid:
         animate = console.can_animate and not no_live
-        shown = perform(hybrid, CASES, check, console, animate=animate)
+        shown = perform(hybrid, CASES, console, animate=animate)
     if svg is not None:
-        save(picture(most_steps(shown).recording, most_steps(shown).case.prompt), svg)
+        best = most_steps(shown)
+        save(picture(best.recording, best.case.instance.prompt), svg)
         console.print(f"\nwrote {printable(str(svg))}", markup=False, highlight=False)
 
 
 def perform(
     hybrid: Answers,
     cases: Sequence[Case],
-    check: Callable[[str, str], bool],
     console: Terminal,
     *,
     animate: bool,
 ) -> list[Performance]:
-    """Answer and show each case, then all in one table. `check(prompt, answer)`: is it right?"""
+    """Answer and show each case, then all in one table."""
     hybrid.load()
     hybrid.generate(cases[0].request)  # the first request through a model is slow for once
     pace = f"Steps are replayed, {format_duration(REPLAY_FRAME_S)} each; " if animate else ""
@@ -125,7 +151,7 @@ def perform(
         else:
             console.print(Padding(Text(printable(answer)), (0, MARGIN), expand=False))
         console.print(Padding(summary(recording.result), (1, MARGIN, 0, MARGIN), expand=False))
-        performances.append(Performance(case, recording, check(case.prompt, answer)))
+        performances.append(Performance(case, recording, check(case.instance, answer)))
     console.print()
     console.print(Padding(closing_table(performances), (0, MARGIN), expand=False))
     return performances
@@ -173,7 +199,7 @@ def _heading(number: int, total: int, case: Case) -> Group:
     title = Text().append(f"{number}/{total} ", "dim").append(case.name, "bold")
     title.append(f" within {format_duration(case.request.budget_s or 0.0)}", "dim")
     asked = Table.grid()
-    for line in (case.prompt, case.infill):
+    for line in (case.instance.prompt, case.infill):
         if line:
             asked.add_row(Text("> ", "cyan"), Text(printable(line)))
     return Group(Text(), title, asked, Text())

@@ -1,6 +1,7 @@
 """The demo: undisturbed runs, shown in full, with a table that is honest about each."""
 
 import io
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from hybrid.cli.demo import CASES, Performance, closing_table, most_steps, perform, save
+from hybrid.cli.demo import CASES, Case, Performance, closing_table, most_steps, perform, save
 from hybrid.cli.live import Frame, Recording
 from hybrid.cli.picture import chosen_frames, picture
 from hybrid.cli.terminal import Terminal
+from hybrid.embedded.tasks import check, is_held_out, recognise
 from hybrid.errors import RequestError
 from hybrid.types import Denoised, Edit, Finished, Request, Result
 
@@ -41,33 +43,44 @@ def test_six_requests_of_different_tasks_and_budgets() -> None:
     assert all(case.request.seed is not None for case in CASES)
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_prompt_is_of_its_task_held_out_and_answerable(case: Case) -> None:
+    instance = case.instance
+    assert recognise(instance.prompt) == instance.task
+    assert is_held_out(instance.prompt)
+    assert check(instance, instance.answer)
+    if case.infill:
+        pattern = re.escape(case.infill).replace("<blank:1>", r" \d")
+        assert re.fullmatch(pattern, instance.answer)
+
+
 def test_every_request_is_shown_with_its_record_and_checked(scripted: Scripted) -> None:
     console, out = plain()
-    hybrid = scripted("right")
-    shown = perform(hybrid, CASES, lambda prompt, answer: "name" in prompt, console, animate=False)
-    assert [p.right for p in shown] == ["name" in case.prompt for case in CASES]
+    right = CASES[4].instance.answer
+    shown = perform(scripted(right), CASES, console, animate=False)
+    assert [performance.right for performance in shown] == [n == 4 for n in range(6)]
     text = out.getvalue()
     for number, case in enumerate(CASES, start=1):
         assert f"{number}/6 {case.name} within" in text
-    assert text.count("decision ") == text.count("\n  right") == 6
+    assert text.count("decision ") == text.count(f"\n  {right}") == 6
     assert "\x1b" not in text
 
 
 def test_the_first_request_warms_the_models_and_is_not_shown(scripted: Scripted) -> None:
     console, _ = plain()
     hybrid = scripted("a")
-    perform(hybrid, CASES[:2], lambda prompt, answer: True, console, animate=False)
+    perform(hybrid, CASES[:2], console, animate=False)
     assert [r.prompt for r in hybrid.requests] == [
-        CASES[0].prompt,
-        CASES[0].prompt,
-        CASES[1].prompt,
+        CASES[0].instance.prompt,
+        CASES[0].instance.prompt,
+        CASES[1].instance.prompt,
     ]
 
 
 def test_an_animated_demo_says_that_it_is_a_replay(scripted: Scripted) -> None:
     out = io.StringIO()
     console = Terminal(file=out, force_terminal=True, width=80)
-    perform(scripted("a", steps=2), CASES[:1], lambda p, a: True, console, animate=True)
+    perform(scripted("a", steps=2), CASES[:1], console, animate=True)
     assert "replayed" in out.getvalue()
     assert "2/16" in out.getvalue()
 
