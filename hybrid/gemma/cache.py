@@ -82,6 +82,8 @@ class Cache:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        if min(batch_size, capacity, spare) < 1:
+            raise ValueError(f"{batch_size=}, {capacity=} and {spare=} must all be above zero")
         self.capacity = capacity
         self._window = config.sliding_window
         self._groups = {
