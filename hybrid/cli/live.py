@@ -21,7 +21,7 @@ from hybrid.types import Denoised, Drafted, Event, Finished, Planned, Result
 
 FIRST_DRAWING_S = 0.25
 DRAW_EVERY_S = 0.05
-REPLAY_FRAME_S = 0.06
+REPLAY_FRAME_S = 0.12
 REPLAY_S = 3.0
 MARGIN = 2
 
