@@ -159,11 +159,14 @@ class Screen:
         if self.frame is None:
             return _margin(Text(self.waiting_for, "dim"))
         canvas = Text(printable(self.pending)).append_text(crystallising(self.frame.step))
-        return Group(_margin(canvas), Text(), _margin(self._gauges(self.frame)))
+        gauges = self._gauges(self.frame)
+        # At the end of a full line, the terminal's echo of Ctrl-C would wrap and shift the region.
+        gauges.truncate(self.console.width - MARGIN - len("^C") - 1)
+        return Group(_margin(canvas), Text(), _margin(gauges))
 
     def _gauges(self, frame: Frame) -> Text:
         step, entropy = frame.step, mean_entropy(frame.step)
-        text = Text(no_wrap=True, overflow="crop")
+        text = Text(no_wrap=True)
         text.append("step ", "dim").append(f"{step.step:>2}/{step.max_denoising_steps}   ")
         if self.waiting_for:
             return text.append(self.waiting_for, "dim")
@@ -189,4 +192,4 @@ class Tail:
 
 
 def _margin(text: Text) -> Padding:
-    return Padding(text, (0, MARGIN))
+    return Padding(text, (0, 0, 0, MARGIN), expand=False)

@@ -1,6 +1,7 @@
 """The crystallising view: quick runs are replayed, slow ones drawn, finished lines stay above."""
 
 import io
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -135,14 +136,17 @@ def test_a_canvas_taller_than_the_terminal_shows_its_end() -> None:
     assert left_on_screen(out.getvalue())[:5] == [f"line {n}" for n in range(45, 50)]
 
 
-def test_gauges_stay_on_one_line_in_a_narrow_terminal() -> None:
+@pytest.mark.parametrize("width", [20, 40, 71, 72, 73, 74, 75, 80])
+def test_gauges_take_one_line_with_room_for_the_echo_of_ctrl_c(width: int) -> None:
     console, out = terminal()
-    console.width = 40
+    console.width = width
     with Screen(console, budget_s=2.0) as screen:
         screen.step(Frame(step(0, 3, "a", entropy=1.0), 1.5))
         screen.draw()
-        shown = out.getvalue()
-    assert shown.count("\n") == 2  # the canvas, a gap, the gauges
+        shown = left_on_screen(out.getvalue())
+        last = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue().rsplit("\n", 1)[1])
+    assert len(shown) == 3  # the canvas, a gap, the gauges
+    assert "step" in last and len(last) <= width - 3
 
 
 def test_a_long_replay_is_shortened(scripted: Scripted) -> None:
