@@ -147,7 +147,7 @@ class Screen:
         if newline:
             self.console.print(_margin(Text(printable(finished))))
             self.printed += finished + newline
-        self.live.update(Tail(self._active(), self.console.height - 1), refresh=True)
+        self.live.update(Tail(self._active(), max(1, self.console.height - 1)), refresh=True)
         self.has_drawn, self.draw_at = True, time.monotonic() + DRAW_EVERY_S
 
     def print_answer(self, result: Result) -> None:
