@@ -1,0 +1,332 @@
+"""Model folders: every published storage loads alike, every broken one says what is wrong."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hybrid.errors import CheckpointError
+from hybrid.gemma.model import GemmaModel, load_model
+from hybrid.kernels.nvfp4 import dequantize_torch, quantize_torch
+
+Tensors = dict[str, Tensor]
+Make = Callable[..., tuple[Any, Path]]
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+EXPERT = "model.decoder.layers.0.experts.1.gate_proj"
+QUANTISED_LINEARS = ("gate_proj.weight", "up_proj.weight", "down_proj.weight", "o_proj.weight")
+
+
+@pytest.fixture(scope="module")
+def saved(make_diffusion: Make) -> Path:
+    return make_diffusion()[1]
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A fresh copy of a good model folder, to break."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+@pytest.fixture
+def quantised_folder(folder: Path) -> Path:
+    write_nvfp4(folder, "modelopt")
+    return folder
+
+
+def tensors_of(folder: Path) -> Tensors:
+    return load_file(folder / SINGLE)
+
+
+def edit_json(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def split_experts(tensors: Tensors) -> Tensors:
+    """The experts one by one, as quantised checkpoints name them."""
+    split: Tensors = {}
+    for name, tensor in tensors.items():
+        if name.endswith("experts.gate_up_proj"):
+            for index, (gate, up) in enumerate(expert.chunk(2) for expert in tensor):
+                base = name.removesuffix("gate_up_proj") + str(index)
+                split[f"{base}.gate_proj.weight"] = gate.contiguous()
+                split[f"{base}.up_proj.weight"] = up.contiguous()
+        elif name.endswith("experts.down_proj"):
+            for index, down in enumerate(tensor):
+                base = name.removesuffix("down_proj") + str(index)
+                split[f"{base}.down_proj.weight"] = down.contiguous()
+        else:
+            split[name] = tensor
+    return split
+
+
+def is_quantised(name: str) -> bool:
+    return name.endswith(QUANTISED_LINEARS) and not ("vision" in name or "self_cond" in name)
+
+
+def write_nvfp4(folder: Path, convention: str) -> Tensors:
+    """Quantise the folder in place; returns what the weights then stand for, by plain names."""
+    stored: Tensors = {}
+    meant: Tensors = {}
+    for name, tensor in split_experts(tensors_of(folder)).items():
+        if not is_quantised(name):
+            stored[name] = meant[name] = tensor
+            continue
+        packed, scale, scale_2 = quantize_torch(tensor)
+        base = name.removesuffix(".weight")
+        stored[f"{base}.weight_scale"] = scale
+        if convention == "modelopt":
+            stored[name] = packed
+            stored[f"{base}.weight_scale_2"] = scale_2
+            stored[f"{base}.input_scale"] = torch.tensor(0.5)
+            meant[name] = dequantize_torch(packed, scale, scale_2)
+        else:
+            divisor = 1 / scale_2.reshape(1)
+            stored[f"{base}.weight_packed"] = packed
+            stored[f"{base}.weight_global_scale"] = divisor
+            stored[f"{base}.input_global_scale"] = torch.tensor([2.0])
+            meant[name] = dequantize_torch(packed, scale, 1 / divisor[0])
+    save_file(stored, folder / SINGLE)
+    quantization = {"quant_method": convention, "ignore": ["*self_conditioning*"]}
+    if convention == "modelopt":
+        quantization["quant_algo"] = "NVFP4"
+    else:
+        quantization["format"] = "nvfp4-pack-quantized"
+    edit_json(folder / "config.json", quantization_config=quantization)
+    return meant
+
+
+def answer(model: GemmaModel) -> Tensor:
+    """What a model says to a fixed prompt and canvas, [6, V]."""
+    with torch.inference_mode():
+        cache = model.new_cache(1, 20)
+        model.encode(torch.arange(3, 12)[None], [9], cache, [0])
+        canvas = torch.arange(20, 26)[None]
+        soft = model.soft_embed(torch.full((1, 6, 61), 1 / 61))
+        return model.denoise(canvas, soft, cache, [0])[0]
+
+
+@pytest.mark.parametrize("convention", ["modelopt", "compressed-tensors"])
+def test_both_conventions_of_nvfp4(folder: Path, tmp_path: Path, convention: str) -> None:
+    plain = Path(shutil.copytree(folder, tmp_path / "plain"))
+    save_file(write_nvfp4(folder, convention), plain / SINGLE)
+    torch.testing.assert_close(answer(load_model(folder)), answer(load_model(plain)))
+
+
+def test_nvfp4_declared_in_the_older_file(quantised_folder: Path) -> None:
+    expected = answer(load_model(quantised_folder))
+    edit_json(quantised_folder / "config.json", quantization_config=None)
+    declaration = {"quantization": {"quant_algo": "NVFP4", "group_size": 16}}
+    (quantised_folder / "hf_quant_config.json").write_text(json.dumps(declaration))
+    assert torch.equal(answer(load_model(quantised_folder)), expected)
+
+
+def test_fused_and_single_experts_are_the_same_model(folder: Path) -> None:
+    expected = answer(load_model(folder))
+    save_file(split_experts(tensors_of(folder)), folder / SINGLE)
+    assert torch.equal(answer(load_model(folder)), expected)
+
+
+def test_shards_with_an_index(folder: Path) -> None:
+    expected = answer(load_model(folder))
+    write_shards(folder)
+    assert torch.equal(answer(load_model(folder)), expected)
+
+
+def write_shards(folder: Path) -> None:
+    tensors = tensors_of(folder)
+    names = sorted(tensors)
+    weight_map = {}
+    for shard in range(2):
+        file = f"model-{shard + 1:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in names[shard::2]}, folder / file)
+        weight_map.update(dict.fromkeys(names[shard::2], file))
+    (folder / SINGLE).unlink()
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_files_and_models(folder: Path, dtype: torch.dtype) -> None:
+    rounded = {name: tensor.to(dtype) for name, tensor in tensors_of(folder).items()}
+    save_file({name: tensor.float() for name, tensor in rounded.items()}, folder / SINGLE)
+    expected = answer(load_model(folder))
+    save_file(rounded, folder / SINGLE)
+    assert torch.equal(answer(load_model(folder)), expected)
+    half = load_model(folder, dtype=dtype)
+    assert half.weights.embedding.dtype == dtype
+    logits = answer(half)
+    assert logits.dtype == torch.float32
+    assert torch.cosine_similarity(logits, expected).mean() > 0.99
+
+
+def test_the_conditional_generation_names(make_causal: Make, tmp_path: Path) -> None:
+    _, folder = make_causal()
+    nested = Path(shutil.copytree(folder, tmp_path / "nested"))
+    config = json.loads((folder / "config.json").read_text())
+    wrapped = {"model_type": "gemma4", "text_config": config, "eos_token_id": [1, 7]}
+    (nested / "config.json").write_text(json.dumps(wrapped))
+    (nested / "generation_config.json").unlink()
+    tensors = {
+        name.replace("model.", "model.language_model.", 1): tensor
+        for name, tensor in tensors_of(folder).items()
+    }
+    tensors["model.vision_tower.patch_embedder.weight"] = torch.zeros(2)
+    save_file(tensors, nested / SINGLE)
+    one, other = load_model(folder), load_model(nested)
+    assert other.config.end_token_ids == {1, 7}
+    assert other.skipped_tensors == ("model.vision_tower.patch_embedder.weight",)
+    with torch.inference_mode():
+        ids = torch.arange(3, 9)[None]
+        hidden = [model.encode(ids, [6], model.new_cache(1, 9), [0]) for model in (one, other)]
+    assert torch.equal(*hidden)
+
+
+def test_what_is_left_out_is_named(quantised_folder: Path) -> None:
+    skipped = load_model(quantised_folder).skipped_tensors
+    assert "model.encoder.embed_vision.embedding_projection.weight" in skipped
+    assert f"{EXPERT}.input_scale" in skipped
+    assert not any("weight_scale" in name or "language_model" in name for name in skipped)
+
+
+def fails(folder: Path, file: str, *words: str) -> None:
+    """Loading raises a CheckpointError about the file, with these words in its message."""
+    with pytest.raises(CheckpointError) as raised:
+        load_model(folder)
+    assert Path(raised.value.file).name == file
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    fails(tmp_path, "config.json", "missing")
+
+
+def test_a_folder_without_weights(folder: Path) -> None:
+    (folder / SINGLE).unlink()
+    fails(folder, SINGLE, "missing file")
+
+
+def test_a_missing_shard(folder: Path) -> None:
+    write_shards(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    fails(folder, "model-00002-of-00002.safetensors", "missing file")
+
+
+def test_an_index_that_promises_too_much(folder: Path) -> None:
+    write_shards(folder)
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["model.decoder.extra"] = "model-00001-of-00002.safetensors"
+    (folder / INDEX).write_text(json.dumps(index))
+    fails(folder, "model-00001-of-00002.safetensors", "model.decoder.extra")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}', "{}"])
+def test_an_index_that_is_none(folder: Path, text: str) -> None:
+    (folder / INDEX).write_text(text)
+    fails(folder, INDEX, "not an index")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 0.5, 0.999])
+def test_a_truncated_file(folder: Path, keep: float) -> None:
+    data = (folder / SINGLE).read_bytes()
+    length = int(keep * len(data)) if isinstance(keep, float) else keep
+    (folder / SINGLE).write_bytes(data[:length])
+    fails(folder, SINGLE, "not a whole safetensors file")
+
+
+NORM = "model.decoder.layers.1.input_layernorm.weight"
+SCALE_2 = f"{EXPERT}.weight_scale_2"
+BROKEN: dict[str, tuple[str, Callable[[Tensor], Tensor | None], str]] = {
+    "missing tensor": (NORM, lambda t: None, "missing tensor"),
+    "wrong shape": (NORM, lambda t: t[:-1].clone(), "expected shape [32], found [31]"),
+    "wrong dtype": (NORM, lambda t: t.double(), "expected float32 or bfloat16 or float16"),
+    "missing scale": (f"{EXPERT}.weight_scale", lambda t: None, "missing tensor"),
+    "missing second scale": (SCALE_2, lambda t: None, "missing tensor"),
+    "scale of another shape": (
+        f"{EXPERT}.weight_scale",
+        lambda t: t[:, :1].clone(),
+        "expected shape [16, 2], found [16, 1]",
+    ),
+    "scale of another dtype": (
+        f"{EXPERT}.weight_scale",
+        lambda t: t.float(),
+        "expected float8_e4m3fn, found float32",
+    ),
+    "NaN scale": (
+        f"{EXPERT}.weight_scale",
+        lambda t: torch.full_like(t.float(), torch.nan).to(t.dtype),
+        "holds NaN",
+    ),
+    "infinite second scale": (SCALE_2, lambda t: t * torch.inf, "not above zero and finite"),
+    "negative second scale": (SCALE_2, lambda t: -t, "not above zero and finite"),
+    "two second scales": (SCALE_2, lambda t: torch.stack((t, t)), "expected one number"),
+    "half a packed matrix": (
+        f"{EXPERT}.weight",
+        lambda t: t[:, :8].clone(),
+        "expected shape [16, 16], found [16, 8]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "change", "message"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_tensor(
+    quantised_folder: Path, name: str, change: Callable[[Tensor], Tensor | None], message: str
+) -> None:
+    tensors = tensors_of(quantised_folder)
+    changed = change(tensors.pop(name))
+    if changed is not None:
+        tensors[name] = changed
+    save_file(tensors, quantised_folder / SINGLE)
+    fails(quantised_folder, SINGLE, name, message)
+
+
+def test_columns_that_are_no_multiple_of_sixteen(make_diffusion: Make, tmp_path: Path) -> None:
+    _, saved = make_diffusion(moe_intermediate_size=24)
+    folder = Path(shutil.copytree(saved, tmp_path / "model"))
+    tensors = split_experts(tensors_of(folder))
+    name = "model.decoder.layers.0.experts.0.down_proj.weight"
+    tensors[name] = torch.zeros(32, 12, dtype=torch.uint8)
+    save_file(tensors, folder / SINGLE)
+    config = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+    edit_json(folder / "config.json", quantization_config=config)
+    fails(folder, SINGLE, name, "multiple of 16 columns, not 24")
+
+
+def test_packed_weights_that_nothing_declares(quantised_folder: Path) -> None:
+    edit_json(quantised_folder / "config.json", quantization_config=None)
+    fails(quantised_folder, SINGLE, "expected float32 or bfloat16 or float16, found uint8")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "key"),
+    [
+        ({"quant_method": "gptq"}, "quantization_config.quant_method"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "quantization_config.quant_algo"),
+        ({"quant_method": "modelopt"}, "quantization_config.quant_algo"),
+        (
+            {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+            "quantization_config.format",
+        ),
+    ],
+)
+def test_a_quantisation_that_is_not_known(
+    folder: Path, quantization: dict[str, str], key: str
+) -> None:
+    edit_json(folder / "config.json", quantization_config=quantization)
+    fails(folder, "config.json", key)
+
+
+def test_a_tensor_without_a_place(folder: Path) -> None:
+    name = "model.decoder.layers.0.per_layer_input_gate.weight"
+    save_file({**tensors_of(folder), name: torch.zeros(2)}, folder / SINGLE)
+    fails(folder, SINGLE, name, "no place for")
+
+
+def test_a_dtype_that_models_do_not_have(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="int8"):
+        load_model(folder, dtype=torch.int8)
