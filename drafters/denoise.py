@@ -1,0 +1,173 @@
+"""The denoising loop: a batch of canvases, each at its own step, settings and random numbers.
+
+One call of `step` runs one pass for all given rows. Nothing is ever frozen inside a canvas: each
+step keeps the positions it is surest of and replaces all others by random tokens; what carries over
+is the kept tokens and the self-conditioning vector. The text of a canvas is its arg-max, not its
+sampled tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hybrid.drafters.noise import Draw, Noise
+from hybrid.drafters.template import Template
+from hybrid.kernels.accept import accept_torch
+from hybrid.protocols import DraftJob
+
+
+class DenoisingModel(Protocol):
+    """What the loop needs of a model; `hybrid.gemma.model.GemmaModel` has it."""
+
+    def encode(self, token_ids: Tensor, lengths: Any, cache: Any, rows: Any) -> Tensor: ...
+
+    def denoise(
+        self, canvas_ids: Tensor, soft_embedding: Tensor, cache: Any, rows: Any
+    ) -> Tensor: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+    def soft_embed(self, probabilities: Tensor) -> Tensor: ...
+
+
+@dataclass(slots=True)
+class Row:
+    """One request in the batch and its current canvas.
+
+    `canvas_ids` [C] is what the next step reads; `best_ids` [C], `entropy` [C] and `accepted` [C]
+    are what the last one left. `soft_embedding` [C, H] is zero at a canvas's first step.
+    """
+
+    job: DraftJob
+    cache_row: int
+    canvas_ids: Tensor
+    soft_embedding: Tensor
+    template: Template | None = None
+    canvas: int = 0
+    step: int = 0
+    stable_steps: int = -1
+    converged: bool = False
+    mean_entropy: float = float("inf")
+    best_ids: Tensor = field(init=False)
+    entropy: Tensor = field(init=False)
+    accepted: Tensor = field(init=False)
+    fixed_ids: Tensor | None = field(init=False, default=None)
+    is_blank: Tensor | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.template is not None:
+            tokens = self.template.tokens
+            device = self.canvas_ids.device
+            self.fixed_ids = torch.tensor([token or 0 for token in tokens], device=device)
+            self.is_blank = torch.tensor([token is None for token in tokens], device=device)
+        self.canvas_ids = self._with_fixed(self.canvas_ids)
+
+    @property
+    def temperature(self) -> float:
+        """Of the next step: from t_max down towards t_min as steps run out."""
+        params = self.job.params
+        remaining = params.max_denoising_steps - self.step
+        return params.t_min + (params.t_max - params.t_min) * remaining / params.max_denoising_steps
+
+    @property
+    def canvas_done(self) -> bool:
+        """Whether the current canvas has converged or used up its steps."""
+        return self.converged or self.step >= self.job.params.max_denoising_steps
+
+    def draw(self, step: int) -> Draw:
+        """The key of the random numbers that follow `step`."""
+        return Draw(self.job.seed, self.canvas, step)
+
+    def warm_start(self, token_ids: Sequence[int]) -> None:
+        """Begin the canvas with these tokens instead of random ones."""
+        canvas_ids = self.canvas_ids.clone()
+        canvas_ids[: len(token_ids)] = canvas_ids.new_tensor(token_ids)
+        self.canvas_ids = self._with_fixed(canvas_ids)
+
+    def next_canvas(self, canvas_ids: Tensor) -> None:
+        """Start over on a fresh canvas after the current one."""
+        self.canvas += 1
+        self.step, self.stable_steps, self.converged = 0, -1, False
+        self.canvas_ids = self._with_fixed(canvas_ids)
+        self.soft_embedding = torch.zeros_like(self.soft_embedding)
+
+    def take_step(
+        self,
+        canvas_ids: Tensor,
+        best_ids: Tensor,
+        entropy: Tensor,
+        accepted: Tensor,
+        soft_embedding: Tensor,
+        is_same: bool,
+        mean_entropy: float,
+    ) -> None:
+        """Take over this row's part of a step, and decide whether the canvas has converged."""
+        params = self.job.params
+        self.canvas_ids = self._with_fixed(canvas_ids)
+        self.best_ids, self.entropy, self.accepted = best_ids, entropy, accepted
+        self.soft_embedding = soft_embedding
+        self.step += 1
+        self.stable_steps = self.stable_steps + 1 if is_same else 0
+        self.mean_entropy = mean_entropy
+        is_stable = self.stable_steps >= params.stability_threshold
+        self.converged = is_stable and mean_entropy < params.confidence_threshold
+
+    def _with_fixed(self, ids: Tensor) -> Tensor:
+        if self.is_blank is None or self.fixed_ids is None:
+            return ids
+        return torch.where(self.is_blank, ids, self.fixed_ids)
+
+
+@torch.inference_mode()
+def step(model: DenoisingModel, cache: Any, noise: Noise, rows: Sequence[Row]) -> None:
+    """One denoising pass over the canvases of all `rows`; each row takes its own step with it."""
+    canvas_ids = torch.stack([row.canvas_ids for row in rows])
+    soft_embedding = torch.stack([row.soft_embedding for row in rows])
+    logits = model.denoise(canvas_ids, soft_embedding, cache, [row.cache_row for row in rows])
+    log_p = logits.div_(_column([row.temperature for row in rows], logits)[..., None])
+    log_p = log_p.log_softmax(-1)
+    p = log_p.exp()
+    entropy = (p * log_p).sum(-1).neg_()
+    best_ids = log_p.argmax(-1)
+    mean_entropy = entropy.mean(-1)
+    if any(row.template for row in rows):
+        mean_entropy = _impose(rows, p, entropy, best_ids)
+
+    accepted = accept_torch(entropy, _column([row.job.params.entropy_bound for row in rows], p))
+    draws = [row.draw(row.step + 1) for row in rows]
+    sampled = noise.sample(draws, log_p)
+    random_ids = noise.tokens(draws, best_ids.shape[1], log_p.shape[2])
+    next_ids = torch.where(accepted, sampled, random_ids)
+    soft_embedding = model.soft_embed(p)
+    for index, (row, mean) in enumerate(zip(rows, mean_entropy.tolist(), strict=True)):
+        row.take_step(
+            next_ids[index],
+            best_ids[index],
+            entropy[index],
+            accepted[index],
+            soft_embedding[index],
+            row.step > 0 and torch.equal(row.best_ids, best_ids[index]),
+            mean,
+        )
+
+
+def _impose(rows: Sequence[Row], p: Tensor, entropy: Tensor, best_ids: Tensor) -> Tensor:
+    """Make templates' fixed positions certain, in place; the mean entropy [R] over blanks."""
+    mean_entropy = entropy.mean(-1)
+    for index, row in enumerate(rows):
+        if row.is_blank is not None and row.fixed_ids is not None:
+            is_fixed = ~row.is_blank
+            p[index, is_fixed] = torch.nn.functional.one_hot(
+                row.fixed_ids[is_fixed], p.shape[2]
+            ).to(p.dtype)
+            entropy[index, is_fixed] = 0
+            best_ids[index, is_fixed] = row.fixed_ids[is_fixed]
+            mean_entropy[index] = entropy[index, row.is_blank].mean()
+    return mean_entropy
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device, dtype=like.dtype)[:, None]

@@ -1,0 +1,53 @@
+"""Where the denoising loop gets its random numbers from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hybrid.kernels.noise import gumbel_torch, position_keys_torch, random_tokens_torch, row_key
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Which random numbers a row needs: `step` 0 starts a canvas, later ones follow that step."""
+
+    seed: int
+    canvas: int
+    step: int
+
+
+class Noise(Protocol):
+    """Two draws a step. Tests inject their own to repeat another implementation's."""
+
+    def tokens(self, draws: Sequence[Draw], positions: int, vocabulary: int) -> Tensor:
+        """Uniform token ids, int64 [R, C]."""
+        ...
+
+    def sample(self, draws: Sequence[Draw], log_probabilities: Tensor) -> Tensor:
+        """A token id of every distribution in ``log_probabilities`` [R, C, V]: int64 [R, C]."""
+        ...
+
+
+class CounterNoise:
+    """Numbers that depend on the draw alone, not on what else is in the batch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def tokens(self, draws: Sequence[Draw], positions: int, vocabulary: int) -> Tensor:
+        """See `Noise.tokens`."""
+        return random_tokens_torch(self._keys(draws, positions, purpose=0), vocabulary)
+
+    def sample(self, draws: Sequence[Draw], log_probabilities: Tensor) -> Tensor:
+        """The arg-max of log-probabilities with Gumbel noise, an exact sample of each row."""
+        _, positions, vocabulary = log_probabilities.shape
+        gumbel = gumbel_torch(self._keys(draws, positions, purpose=1), vocabulary)
+        return gumbel.add_(log_probabilities).argmax(-1)
+
+    def _keys(self, draws: Sequence[Draw], positions: int, purpose: int) -> Tensor:
+        keys = [row_key(draw.seed, draw.canvas, draw.step, purpose) for draw in draws]
+        signed = torch.tensor(keys, device=self._device).to(torch.int32)
+        return position_keys_torch(signed, positions)
