@@ -20,7 +20,7 @@ from hybrid.errors import RequestError
 from hybrid.requests import Options, make_request
 from hybrid.types import Event, Request, Result
 
-Flag = Annotated[bool, Parameter(negative="")]
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 
 class Answers(Protocol):
@@ -43,7 +43,7 @@ def run(
     seed: int | None = None,
     max_new_tokens: int | None = None,
     infill: str | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: Annotated[Flag, Parameter(name="--json")] = False,
     no_live: Flag = False,
 ) -> None:
     """Answer a prompt within its budget.
