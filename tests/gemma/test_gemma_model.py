@@ -203,7 +203,7 @@ def test_some_rows_of_a_batch(diffusion: Pair) -> None:
 def test_a_prompt_read_in_chunks(diffusion: Pair, chunks: list[int], spare: int | None) -> None:
     native, prompt = diffusion.native, tokens(40)
     cache = native.new_cache(1, 50, spare)
-    hidden = torch.cat([read(native, cache, part) for part in prompt.split(chunks)])
+    hidden = torch.cat([read(native, cache, part) for part in torch.split(prompt, chunks)])
     expected, past = diffusion.encode(prompt.tolist())
     close(hidden, expected)
     same_cache(native, cache, 0, past)
