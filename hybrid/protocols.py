@@ -113,8 +113,11 @@ class Refiner(Protocol):
         """Tokens of the rendered prompt."""
         ...
 
-    def open(self, request: Request) -> RefinerSession:
-        """A session on the request's prompt; reads nothing before it is asked to."""
+    def open(self, request: Request, max_answer_tokens: int) -> RefinerSession:
+        """A session on the request's prompt with room for an answer; reads nothing yet.
+
+        Raises RequestError if the prompt does not fit in the context.
+        """
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:

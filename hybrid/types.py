@@ -179,13 +179,14 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a draft was good enough, by which scorer. Scores are log-probabilities."""
+    """Whether a draft was good enough, by which scorer, with a log-probability for each token."""
 
     accepted: bool
     scorer: Scorer
     mean_logprob: float
     min_logprob: float
     reason: str
+    logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,71 @@
+"""One entry to all refine modes, and what each of them promises.
+
+`generate` needs no draft: the refiner writes alone. `none` never comes here.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from hybrid.deadline import Deadline
+from hybrid.errors import CapabilityError
+from hybrid.protocols import Refiner, RefinerSession
+from hybrid.refiners.cascade import cascade
+from hybrid.refiners.edits import find_edits
+from hybrid.refiners.outcome import Assignment, Outcome
+from hybrid.refiners.score import score
+from hybrid.refiners.verify import verify
+from hybrid.types import Draft, Guarantee, Refinement, RefineMode, RefineParams, Request, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A refine mode: what it promises, what it costs in words, and how it is done."""
+
+    guarantee: Guarantee
+    cost: str
+    run: Callable[[RefinerSession, Assignment], Outcome]
+
+
+MODES: Mapping[RefineMode, Mode] = {
+    "score": Mode("draft", "one pass over prompt and draft; none with scorer self", score),
+    "cascade": Mode("ar_or_draft", "as score, then AR decoding of what fails", cascade),
+    "verify": Mode("lossless", "one pass over prompt and draft, then AR decoding", verify),
+}
+
+
+def refine(
+    refiner: Refiner | None,
+    request: Request,
+    draft: Draft | None,
+    params: RefineParams,
+    max_new_tokens: int,
+    deadline: Deadline,
+) -> tuple[Verdict | None, Refinement]:
+    """Judge and improve a draft under `params.mode`, or write the answer where there is none.
+
+    A refinement that ends with "budget" is unfinished. Raises CapabilityError without a refiner.
+    """
+    if refiner is None:
+        raise CapabilityError(f"refine mode {params.mode}", "this policy", "it names no refiner")
+    started = time.monotonic()
+    session = refiner.open(request, max_new_tokens)
+    if draft is None:
+        token_ids, reason = session.continue_greedily((), max_new_tokens, deadline)
+        outcome, guarantee = Outcome(None, token_ids, 0, reason), MODES["verify"].guarantee
+    else:
+        assignment = Assignment(draft, params, max_new_tokens, deadline, refiner.end_token_ids)
+        mode = MODES[params.mode]
+        outcome, guarantee = mode.run(session, assignment), mode.guarantee
+    text = refiner.decode(outcome.token_ids)
+    return outcome.verdict, Refinement(
+        mode=params.mode,
+        guarantee=guarantee,
+        token_ids=outcome.token_ids,
+        text=text,
+        edits=find_edits(draft.text, text) if draft else (),
+        accepted_tokens=outcome.accepted_tokens,
+        forward_passes=session.forward_passes,
+        finish_reason=outcome.finish_reason,
+        seconds=time.monotonic() - started,
+    )

@@ -1,0 +1,96 @@
+"""A refiner that writes what it was told to: for tests of everything around a refiner.
+
+Its tokens are the UTF-8 bytes of the text; `END` is the end token. It is sure of its own answers
+(log-probability -0.1 a token) and thinks little of anything else (-5).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hybrid.deadline import Deadline
+from hybrid.errors import BackendError, RequestError
+from hybrid.protocols import Scores
+from hybrid.types import FinishReason, Request
+
+END = 256
+_SURE, _DOUBTFUL = -0.1, -5.0
+
+
+@dataclass(frozen=True)
+class ScriptedRefiner:
+    """Answers by prompt; `fails_at` makes that stage raise BackendError."""
+
+    answers: Mapping[str, str]
+    fails_at: Literal["score", "continue"] | None = None
+    end_token_ids: frozenset[int] = field(default=frozenset({END}), init=False)
+
+    def count_prompt_tokens(self, request: Request) -> int:
+        """See `Refiner.count_prompt_tokens`."""
+        return len(request.conversation[-1].content.encode())
+
+    def open(self, request: Request, max_answer_tokens: int) -> "ScriptedSession":
+        """See `Refiner.open`; raises RequestError for a prompt without an answer."""
+        prompt = request.conversation[-1].content
+        if prompt not in self.answers:
+            raise RequestError("prompt", prompt, f"scripted are {sorted(self.answers)}")
+        return ScriptedSession([*self.answers[prompt].encode(), END], self.fails_at)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """See `Refiner.decode`."""
+        return bytes(token for token in token_ids if token != END).decode(errors="replace")
+
+
+@dataclass
+class ScriptedSession:
+    """See `hybrid.protocols.RefinerSession`. `tokens_read` counts every token of an answer read."""
+
+    answer: list[int]
+    fails_at: Literal["score", "continue"] | None
+    read: list[int] = field(default_factory=list)
+    tokens_read: int = 0
+    forward_passes: int = 0
+
+    def score(self, token_ids: Sequence[int]) -> Scores:
+        """See `RefinerSession.score`."""
+        if self.fails_at == "score":
+            raise BackendError("score", "scripted failure", retryable=True)
+        choices = [self._choice()]
+        logprobs = []
+        for token in token_ids:
+            logprobs.append(_SURE if token == choices[-1] else _DOUBTFUL)
+            self.read.append(token)
+            choices.append(self._choice())
+        self.tokens_read += len(token_ids)
+        self.forward_passes += 1
+        return Scores(tuple(logprobs), tuple(choices))
+
+    def rewind(self, answer_tokens: int) -> None:
+        """See `RefinerSession.rewind`."""
+        del self.read[answer_tokens:]
+
+    def continue_greedily(
+        self, token_ids: Sequence[int], max_new_tokens: int, deadline: Deadline
+    ) -> tuple[tuple[int, ...], FinishReason]:
+        """See `RefinerSession.continue_greedily`."""
+        if self.fails_at == "continue":
+            raise BackendError("continue", "scripted failure", retryable=True)
+        self.read += token_ids
+        self.tokens_read += len(token_ids)
+        written: list[int] = []
+        while len(written) < max_new_tokens:
+            deadline.raise_if_cancelled()
+            if deadline.expired:
+                return tuple(written), "budget"
+            self.forward_passes += 1
+            written.append(self._choice())
+            self.read.append(written[-1])
+            if written[-1] == END:
+                return tuple(written), "stop"
+        return tuple(written), "length"
+
+    def _choice(self) -> int:
+        """The answer's next token while it has been followed, else an end."""
+        place = len(self.read)
+        followed = self.read == self.answer[:place] and place < len(self.answer)
+        return self.answer[place] if followed else END

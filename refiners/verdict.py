@@ -1,0 +1,23 @@
+"""Is this draft good enough? Log-probabilities against the policy's thresholds."""
+
+from collections.abc import Sequence
+
+from hybrid.types import RefineParams, Verdict
+
+
+def judge(logprobs: Sequence[float], params: RefineParams) -> Verdict:
+    """The verdict on a draft with these token log-probabilities; an empty draft never passes."""
+    if not logprobs:
+        return Verdict(False, params.scorer, 0.0, 0.0, "the draft is empty")
+    mean, least = sum(logprobs) / len(logprobs), min(logprobs)
+    failed = [
+        f"{name} log-probability {value:.2f} below {threshold:g}"
+        for name, value, threshold in (
+            ("mean", mean, params.min_mean_logprob),
+            ("least", least, params.min_token_logprob),
+        )
+        if threshold is not None and value < threshold
+    ]
+    passed = f"mean log-probability {mean:.2f}, least {least:.2f}"
+    reason = "; ".join(failed) or passed
+    return Verdict(not failed, params.scorer, mean, least, reason, tuple(logprobs))

@@ -1,0 +1,38 @@
+"""`verify`: keep what the refiner would have written itself, then let it go on.
+
+The draft is read in one pass. Its longest prefix of the refiner's own arg-max tokens stays; the
+rest is the refiner's. The answer is token for token what greedy decoding alone would have written,
+and each accepted token has saved a pass.
+"""
+
+from collections.abc import Sequence
+
+from hybrid.protocols import RefinerSession
+from hybrid.refiners.outcome import Assignment, Outcome, continue_from
+from hybrid.types import Verdict
+
+
+def verify(session: RefinerSession, assignment: Assignment) -> Outcome:
+    """The refiner's own greedy answer, with the draft as speculation."""
+    token_ids = assignment.token_ids
+    scores = session.score(token_ids)
+    agreed = count_agreed(token_ids, scores.choices)
+    mean = sum(scores.logprobs) / len(token_ids) if token_ids else 0.0
+    verdict = Verdict(
+        accepted=agreed == len(token_ids) > 0,
+        scorer="refiner",
+        mean_logprob=mean,
+        min_logprob=min(scores.logprobs, default=0.0),
+        reason=f"the refiner agrees with {agreed} of {len(token_ids)} tokens",
+        logprobs=scores.logprobs,
+    )
+    kept = token_ids[:agreed]
+    if kept and kept[-1] in assignment.end_token_ids:
+        return Outcome(verdict, kept, agreed, "stop")
+    return continue_from(session, kept, scores.choices[agreed], assignment, verdict)
+
+
+def count_agreed(token_ids: Sequence[int], choices: Sequence[int]) -> int:
+    """The length of the longest prefix that consists of the refiner's own choices."""
+    pairs = zip(token_ids, choices, strict=False)
+    return next((i for i, (token, choice) in enumerate(pairs) if token != choice), len(token_ids))
