@@ -22,7 +22,8 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    result: Tensor = x.mT if tall else x
+    return result
 
 
 class MuonAdam(torch.optim.Optimizer):
@@ -44,7 +45,7 @@ class MuonAdam(torch.optim.Optimizer):
         self.step_count = 0
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         self.step_count += 1
         for group in self.param_groups:
             (self._muon if group["muon"] else self._adam)(group["params"], group["lr"])
@@ -60,7 +61,7 @@ class MuonAdam(torch.optim.Optimizer):
         for (rows, columns), group in updates.items():
             stacked = orthogonalize(torch.cat([u for _, u in group]))
             stacked *= max(1.0, rows / columns) ** 0.5
-            parts = stacked.split([len(u) for _, u in group])
+            parts = torch.split(stacked, [len(u) for _, u in group])
             for (p, _), part in zip(group, parts, strict=True):
                 p.mul_(1 - 0.01 * rate).add_(part.view_as(p), alpha=-rate)
 
