@@ -3,6 +3,8 @@
 from torch import Tensor
 from torch.nn.functional import linear
 
+from hybrid.kernels.constants import constant
+
 
 def head_torch(hidden: Tensor, embedding: Tensor, softcap: float | None) -> Tensor:
     """``cap * tanh(hidden . embedding^T / cap)`` in float32, [..., V]; None caps nothing.
@@ -12,4 +14,5 @@ def head_torch(hidden: Tensor, embedding: Tensor, softcap: float | None) -> Tens
     logits = linear(hidden, embedding).float()
     if softcap is None:
         return logits
-    return logits.mul_(1 / softcap).tanh_().mul_(softcap)
+    shrink, cap = constant(1 / softcap, logits.device), constant(softcap, logits.device)
+    return logits.mul_(shrink).tanh_().mul_(cap)

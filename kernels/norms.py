@@ -3,12 +3,14 @@
 Gemma 4 multiplies by the weight as it is, not by one plus the weight. Norms that feed a linear
 layer carry no weight here: it is folded into the layer's columns when the model is loaded.
 
-The references spell the norm out in five small operations because that takes 6 us where
+The references spell the norm out in four small operations because that takes 6 us where
 `torch.nn.functional.rms_norm` takes 11 us (32 x 128 float32, one CPU core), 31 times a pass.
 """
 
 import torch
 from torch import Tensor
+
+from hybrid.kernels.constants import constant
 
 
 def rms_norm_torch(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -26,4 +28,4 @@ def add_rms_norm_torch(residual: Tensor, x: Tensor, weight: Tensor, eps: float) 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return norm.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+    return torch.addcmul(constant(eps, x.device), norm, norm, value=1 / x.shape[-1]).rsqrt_()

@@ -15,6 +15,7 @@ from hybrid.gemma.cache import Span
 from hybrid.gemma.config import GemmaConfig, LayerConfig
 from hybrid.gemma.weights import ExpertWeights, LayerWeights
 from hybrid.kernels.attention import attention_torch
+from hybrid.kernels.constants import constant
 from hybrid.kernels.experts import experts_torch
 from hybrid.kernels.gated import gelu_gate_torch
 from hybrid.kernels.norms import add_rms_norm_torch, rms_norm_torch
@@ -74,7 +75,8 @@ class Layer:
             output = rms_norm_torch(output, weights.experts.dense_norm, eps)
             mixed = self._mix(normed, wide[..., 2 * width :], gated, weights.experts)
             output = add_rms_norm_torch(output, mixed, weights.experts.expert_norm, eps)
-        return add_rms_norm_torch(x, output, weights.post_norm, eps).mul_(scalar)
+        x = add_rms_norm_torch(x, output, weights.post_norm, eps)
+        return x.mul_(constant(scalar, x.device))
 
     def _mix(
         self, normed: Tensor, router_logits: Tensor, gated: Tensor, weights: ExpertWeights

@@ -18,6 +18,7 @@ from hybrid.gemma.checkpoint import FLOATS, Checkpoint
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.layer import Layer, Rotation
 from hybrid.gemma.weights import GemmaWeights, SelfConditioningWeights, read_weights
+from hybrid.kernels.constants import constant
 from hybrid.kernels.gated import gelu_gate_torch
 from hybrid.kernels.head import head_torch
 from hybrid.kernels.norms import rms_norm_torch
@@ -40,7 +41,8 @@ class GemmaModel:
         ]
         self._rotations: dict[tuple[int, float, float], Rotation] = {}
         # The published models round the scale to the weights' dtype.
-        self._embedding_scale = torch.tensor(math.sqrt(config.hidden_size), dtype=self.dtype).item()
+        scale = torch.tensor(math.sqrt(config.hidden_size), dtype=self.dtype).item()
+        self._embedding_scale = constant(scale, self.device)
 
     @property
     def skipped_tensors(self) -> tuple[str, ...]:
