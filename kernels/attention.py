@@ -16,10 +16,16 @@ def attention_torch(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     """
     rows, tokens, num_heads, head_dim = query.shape
     num_key_value_heads = key.shape[2]
-    grouped = query.view(rows, tokens, num_key_value_heads, -1, head_dim).transpose(1, 2)
-    grouped = grouped.reshape(rows, num_key_value_heads, -1, head_dim)
+    in_order = tokens == 1 or num_key_value_heads == 1  # tokens and key heads need no exchange
+    if not in_order:
+        query = query.view(rows, tokens, num_key_value_heads, -1, head_dim).transpose(1, 2)
     output = scaled_dot_product_attention(
-        grouped, key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask, scale=1.0
+        query.reshape(rows, num_key_value_heads, -1, head_dim),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        attn_mask=mask,
+        scale=1.0,
     )
-    output = output.view(rows, num_key_value_heads, tokens, -1).transpose(1, 2)
+    if not in_order:
+        output = output.view(rows, num_key_value_heads, tokens, -1).transpose(1, 2)
     return output.reshape(rows, tokens, num_heads * head_dim)

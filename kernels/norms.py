@@ -18,12 +18,12 @@ def rms_norm_torch(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     normalised = x * _inverse_rms(x, eps)
     if weight is not None:
         normalised.mul_(weight)
-    return normalised.to(x.dtype)
+    return normalised if x.dtype == torch.float32 else normalised.to(x.dtype)
 
 
 def add_rms_norm_torch(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``residual + rms_norm(x, weight)``, all [..., D]; dtype of ``x``."""
-    return torch.addcmul(residual, (x * _inverse_rms(x, eps)).to(x.dtype), weight)
+    return torch.addcmul(residual, rms_norm_torch(x, None, eps), weight)
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:

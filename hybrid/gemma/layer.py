@@ -8,6 +8,7 @@ are normalised without weight, because weights.py folds the norms' weights into 
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -41,7 +42,8 @@ class Layer:
         moe_size = config.moe_intermediate_size
         experts = weights.feed_forward.experts
         self._few = experts is not None and not len(experts.gate_up)
-        self._width = config.intermediate_size + (config.num_experts * moe_size if self._few else 0)
+        width = config.intermediate_size + (config.num_experts * moe_size if self._few else 0)
+        self._widths = [width, width, config.num_experts]
 
     def attend(
         self, x: Tensor, span: Span, rotation: Rotation, keys: Tensor, values: Tensor
@@ -49,31 +51,33 @@ class Layer:
         """``x`` [R, T, H] with attention added; writes this pass's keys and values to the cache."""
         weights, geometry = self.weights.attention, self.geometry
         eps, num_queries = self.config.rms_norm_eps, self.config.num_attention_heads
-        num_turned = num_queries + geometry.num_key_value_heads
+        num_keys = geometry.num_key_value_heads
         heads = linear(rms_norm_torch(x, None, eps), weights.query_key_value)
         heads = heads.view(*x.shape[:2], -1, geometry.head_dim)
         heads = rms_norm_torch(heads, None, eps)
-        turned = rotate_torch(
-            heads[:, :, :num_turned] * weights.head_norm, rotation.cosine, rotation.signed_sine
-        )
-        span.write(keys, turned[:, :, num_queries:])
-        span.write(values, heads[:, :, num_queries if geometry.key_is_value else num_turned :])
-        attended = attention_torch(
-            turned[:, :, :num_queries], span.read(keys), span.read(values), span.mask
-        )
+        if geometry.key_is_value:
+            turning, value = heads, heads.narrow(2, num_queries, num_keys)
+        else:
+            turning, value = torch.split(heads, [num_queries + num_keys, num_keys], 2)
+        turned = rotate_torch(turning * weights.head_norm, rotation.cosine, rotation.signed_sine)
+        query, key = torch.split(turned, [num_queries, num_keys], 2)
+        span.write(keys, key)
+        span.write(values, value)
+        attended = attention_torch(query, span.read(keys), span.read(values), span.mask)
         return add_rms_norm_torch(x, linear(attended, weights.output), weights.post_norm, eps)
 
     def feed_forward(self, x: Tensor, scalar: float) -> Tensor:
         """``x`` [R, T, H] with the feed-forward network added, times `scalar`."""
         weights, eps = self.weights.feed_forward, self.config.rms_norm_eps
         normed = rms_norm_torch(x, None, eps)
-        wide = linear(normed, weights.input)
-        width = self._width
-        gated = gelu_gate_torch(wide[..., :width], wide[..., width : 2 * width])
-        output = linear(gated[..., : self.config.intermediate_size], weights.down)
-        if weights.experts is not None:
-            output = rms_norm_torch(output, weights.experts.dense_norm, eps)
-            mixed = self._mix(normed, wide[..., 2 * width :], gated, weights.experts)
+        gate, up, router_logits = torch.split(linear(normed, weights.input), self._widths, -1)
+        gated = gelu_gate_torch(gate, up)
+        if weights.experts is None:
+            output = linear(gated, weights.down)
+        else:
+            dense = linear(gated[..., : self.config.intermediate_size], weights.down)
+            output = rms_norm_torch(dense, weights.experts.dense_norm, eps)
+            mixed = self._mix(normed, router_logits, gated, weights.experts)
             output = add_rms_norm_torch(output, mixed, weights.experts.expert_norm, eps)
         x = add_rms_norm_torch(x, output, weights.post_norm, eps)
         return x.mul_(constant(scalar, x.device))

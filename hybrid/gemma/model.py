@@ -39,6 +39,7 @@ class GemmaModel:
             Layer(config, layer, layer_weights)
             for layer, layer_weights in zip(config.layers, weights.layers, strict=True)
         ]
+        self._ropes = {layer.rope for layer in self._layers}
         self._rotations: dict[tuple[int, float, float], Rotation] = {}
         # The published models round the scale to the weights' dtype.
         scale = torch.tensor(math.sqrt(config.hidden_size), dtype=self.dtype).item()
@@ -122,9 +123,7 @@ class GemmaModel:
     def _run(self, x: Tensor, reading: Reading, cache: Cache) -> Tensor:
         """``x`` [R, T, H] through all layers."""
         spans = cache.spans(reading)
-        rotations = {
-            rope: self._rotation(rope, reading) for rope in {la.rope for la in self._layers}
-        }
+        rotations = {rope: self._rotation(rope, reading) for rope in self._ropes}
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
             x = layer.attend(x, spans[layer.kind_and_group], rotations[layer.rope], keys, values)
             weights = layer.weights
