@@ -1,0 +1,263 @@
+"""What a policy file may say: strict, versioned, and described for editors.
+
+One value is an order; a list or a range is the planner's freedom. Everything optional is inherited:
+defaults, then the task, then the first matching rule, then the request itself, the later winning.
+"""
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, WithJsonSchema
+
+from hybrid.deadline import parse_duration
+from hybrid.errors import RequestError
+from hybrid.types import RefineMode, Scorer
+
+MAX_STEPS = 1024
+_STEPS_HELP = f"a number of steps from 1 to {MAX_STEPS}, a list of them, or {{from: 8, to: 10}}"
+
+
+def _read_duration(value: object) -> float:
+    try:
+        return parse_duration(value if isinstance(value, str) else "")
+    except RequestError as error:
+        raise ValueError(f"{value!r} is not a duration; {error.allowed}") from None
+
+
+def _read_steps(value: object) -> tuple[int, ...]:
+    if isinstance(value, dict) and value.keys() == {"from", "to"}:
+        low, high = _read_step(value["from"]), _read_step(value["to"])
+        if low > high:
+            raise ValueError(f"from: {low} is above to: {high}")
+        return tuple(range(low, high + 1))
+    if isinstance(value, list | tuple) and value:
+        return tuple(sorted({_read_step(item) for item in value}))
+    return (_read_step(value),)
+
+
+def _read_step(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_STEPS:
+        raise ValueError(f"{value!r} is not {_STEPS_HELP}")
+    return value
+
+
+def _as_tuple(value: object) -> object:
+    if isinstance(value, list):
+        return tuple(value)
+    return (value,) if isinstance(value, str) else value
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_read_duration),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?(us|ms|s|m|h)$"}),
+]
+_STEP_SCHEMA = {"type": "integer", "minimum": 1, "maximum": MAX_STEPS}
+Steps = Annotated[
+    tuple[int, ...],
+    BeforeValidator(_read_steps),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _STEP_SCHEMA,
+                {"type": "array", "items": _STEP_SCHEMA, "minItems": 1},
+                {
+                    "type": "object",
+                    "properties": {"from": _STEP_SCHEMA, "to": _STEP_SCHEMA},
+                    "required": ["from", "to"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]
+_MODE_SCHEMA = {"enum": list(get_args(RefineMode))}
+Modes = Annotated[
+    tuple[RefineMode, ...],
+    BeforeValidator(_as_tuple),
+    Field(min_length=1),
+    WithJsonSchema(
+        {"anyOf": [_MODE_SCHEMA, {"type": "array", "items": _MODE_SCHEMA, "minItems": 1}]}
+    ),
+]
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_tuple),
+    Field(min_length=1),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+
+
+class Section(BaseModel):
+    """A mapping of the file; keys that it does not know are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSection(Section):
+    """One model and the code that runs it."""
+
+    backend: Literal["native", "huggingface"] = Field(
+        default="native", description="native: hybrid's own stack; huggingface: transformers."
+    )
+    model: str = Field(
+        default="embedded",
+        min_length=1,
+        description="embedded, a folder, or a name on the Hugging Face hub.",
+    )
+
+
+class ModelsSection(Section):
+    """The pair that the policy is for."""
+
+    drafter: ModelSection | None = Field(
+        default=ModelSection(), description="The diffusion model; null for none."
+    )
+    refiner: ModelSection | None = Field(
+        default=ModelSection(), description="The autoregressive model; null for none."
+    )
+
+
+class DraftSection(Section):
+    """How a draft is denoised; what is left out is inherited."""
+
+    max_denoising_steps: Steps | None = Field(
+        default=None, description="Cap on denoising steps a canvas; easy text stops earlier."
+    )
+    entropy_bound: float | None = Field(
+        default=None, ge=0, description="Joint uncertainty that one step may accept, in nats."
+    )
+    t_min: float | None = Field(default=None, gt=0, description="Temperature at the last step.")
+    t_max: float | None = Field(default=None, gt=0, description="Temperature at the first step.")
+    stability_threshold: int | None = Field(
+        default=None, ge=0, description="Equal arg-max canvases before a canvas may stop."
+    )
+    confidence_threshold: float | None = Field(
+        default=None, ge=0, description="Mean entropy (nats) below which a canvas may stop."
+    )
+
+
+class RefineSection(Section):
+    """Whether and how the autoregressive model acts on the draft."""
+
+    mode: Modes | None = Field(
+        default=None,
+        description="One mode is an order, a list the planner's choice: none, score, cascade, "
+        "verify (equal to greedy decoding), generate (no draft at all).",
+    )
+    scorer: Scorer | None = Field(
+        default=None, description="Who scores a draft: the refiner, or the drafter itself (self)."
+    )
+    min_mean_logprob: float | None = Field(
+        default=None, le=0, description="cascade: a draft below this mean is not accepted."
+    )
+    min_token_logprob: float | None = Field(
+        default=None,
+        le=0,
+        description="cascade: a draft with a token below this is not accepted; -4 where neither "
+        "threshold is given.",
+    )
+
+
+class DefaultsSection(Section):
+    """What holds unless a task, a rule or the request says otherwise."""
+
+    budget: Duration | None = Field(default=None, description="Time to answer in, such as 500ms.")
+    max_new_tokens: int = Field(default=256, ge=1, description="Longest answer, in tokens.")
+    expected_tokens: int = Field(
+        default=32, ge=1, description="Length of a typical answer, for predicting latency."
+    )
+    draft: DraftSection = DraftSection()
+    refine: RefineSection = RefineSection()
+
+
+class TaskSection(Section):
+    """One kind of request."""
+
+    description: str = Field(default="", description="For people.")
+    budget: Duration | None = Field(default=None, description="Time to answer in.")
+    expected_tokens: int | None = Field(default=None, ge=1, description="Typical answer length.")
+    draft: DraftSection = DraftSection()
+    refine: RefineSection = RefineSection()
+
+
+class DurationBounds(Section):
+    """Between two durations; a request without a budget matches no bound."""
+
+    below: Duration | None = None
+    above: Duration | None = None
+
+
+class CountBounds(Section):
+    """Between two counts."""
+
+    below: int | None = Field(default=None, ge=1)
+    above: int | None = Field(default=None, ge=0)
+
+
+class WhenSection(Section):
+    """All that is given must hold; nothing given matches everything."""
+
+    task: Names | None = Field(default=None, description="One task, or any of a list.")
+    budget: DurationBounds | None = None
+    prompt_tokens: CountBounds | None = None
+    blanks: bool | None = Field(default=None, description="Whether it is an infill request.")
+
+
+class RuleSection(Section):
+    """An exception: the first rule that matches overrides task and defaults."""
+
+    name: str = Field(min_length=1, description="Shown in every decision that it makes.")
+    when: WhenSection
+    budget: Duration | None = None
+    draft: DraftSection = DraftSection()
+    refine: RefineSection = RefineSection()
+
+
+class QualitySection(Section):
+    """Measured accuracy of one task: what the planner weighs against latency."""
+
+    draft: dict[int, float] = Field(description="Accuracy by cap on denoising steps.")
+    refiner: float = Field(ge=0, le=1, description="Accuracy of greedy autoregressive decoding.")
+    steps_used: dict[int, float] = Field(
+        default={}, description="Mean steps really used, by cap; adaptive stopping saves the rest."
+    )
+    agreement: float = Field(
+        default=0.7, ge=0, le=1, description="Share of a draft that verify accepts, on average."
+    )
+
+
+class Policy(Section):
+    """A policy: how requests are answered, by task and latency budget."""
+
+    version: Literal[1] = Field(description="Of this format.")
+    description: str = Field(default="", description="For people.")
+    models: ModelsSection = ModelsSection()
+    defaults: DefaultsSection = DefaultsSection()
+    tasks: dict[str, TaskSection] = Field(default={}, description="Kinds of requests by name.")
+    rules: list[RuleSection] = Field(default=[], description="Exceptions; the first match wins.")
+    on_deadline: Literal["return_draft", "fail"] = Field(
+        default="return_draft", description="At the deadline: the best answer so far, or an error."
+    )
+    quality: dict[str, QualitySection] = Field(
+        default={}, description="Measured accuracies by task; a prior stands in where none is."
+    )
+    _name: str = PrivateAttr(default="inline")
+    _notes: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def name(self) -> str:
+        """The preset's name or the file."""
+        return self._name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know about how the file was understood."""
+        return self._notes
+
+
+def policy_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a policy file, for editors."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Policy.model_json_schema(),
+    }

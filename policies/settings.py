@@ -1,0 +1,125 @@
+"""What a policy leaves open for one request: defaults, task, rule and request, laid over each other."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from hybrid.errors import RequestError
+from hybrid.policies.schema import Policy, RuleSection
+from hybrid.types import DraftParams, RefineMode, RefineParams, Request, Signals
+
+_DEFAULT_TOKEN_LOGPROB = -4.0  # cascade's threshold where the policy gives none
+_DEFAULT_STEPS = (16,)
+_KEEPS_FIXED_TEXT: tuple[RefineMode, ...] = ("none", "score")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The planner's room: step caps and refine modes to choose from; all else is settled.
+
+    `steps` is empty where nothing may be drafted. `decided_by` names the rule, task or defaults.
+    """
+
+    budget_s: float | None
+    max_new_tokens: int
+    steps: tuple[int, ...]
+    sampler: DraftParams
+    modes: tuple[RefineMode, ...]
+    refine: RefineParams
+    decided_by: str
+
+
+def resolve(request: Request, signals: Signals, policy: Policy) -> Settings:
+    """The settings for a request; raises RequestError for overrides that cannot be followed."""
+    defaults, task = policy.defaults, policy.tasks.get(signals.task or "")
+    budget = _first(request.budget_s, task and task.budget, defaults.budget)
+    rule = next((r for r in policy.rules if _matches(r, signals, budget)), None)
+    if request.budget_s is None and rule and rule.budget:
+        budget = rule.budget
+    layers = [section for section in (rule, task, defaults) if section]
+    drafts, refines = [la.draft for la in layers], [la.refine for la in layers]
+    overrides = request.overrides
+    sampler = {
+        field.name: _first(
+            getattr(overrides, field.name), *(getattr(d, field.name) for d in drafts)
+        )
+        for field in fields(DraftParams)
+        if field.name != "max_denoising_steps"
+    }
+    modes = _modes(request, signals, policy, _first(*(r.mode for r in refines)) or ("none",))
+    steps = _first(*(d.max_denoising_steps for d in drafts)) or _DEFAULT_STEPS
+    if overrides.max_denoising_steps is not None:
+        steps = (overrides.max_denoising_steps,)
+    return Settings(
+        budget_s=budget,
+        max_new_tokens=request.max_new_tokens or defaults.max_new_tokens,
+        steps=() if modes == ("generate",) else steps,
+        sampler=DraftParams(
+            **{name: value for name, value in sampler.items() if value is not None}
+        ),
+        modes=modes,
+        refine=_refine_params(refines, policy),
+        decided_by=f"rule {rule.name!r}"
+        if rule
+        else f"task {signals.task}"
+        if task
+        else "defaults",
+    )
+
+
+def _refine_params(refines: list[Any], policy: Policy) -> RefineParams:
+    mean = _first(*(r.min_mean_logprob for r in refines))
+    token = _first(*(r.min_token_logprob for r in refines))
+    if mean is None and token is None:
+        token = _DEFAULT_TOKEN_LOGPROB
+    scorer = _first(*(r.scorer for r in refines))
+    without_refiner = "self" if policy.models.refiner is None else "refiner"
+    return RefineParams("none", scorer or without_refiner, mean, token)
+
+
+def _modes(
+    request: Request, signals: Signals, policy: Policy, modes: tuple[RefineMode, ...]
+) -> tuple[RefineMode, ...]:
+    """The modes that may be chosen, after the request's own wish and an infill's needs."""
+    wish, steps = request.overrides.refine_mode, request.overrides.max_denoising_steps
+    if wish is not None:
+        _check_wish(wish, request, policy)
+        modes = (wish,)
+    if signals.blank_tokens:
+        if wish is not None and wish not in _KEEPS_FIXED_TEXT:
+            raise RequestError("refine", wish, "an infill keeps its text: none or score")
+        return tuple(mode for mode in modes if mode in _KEEPS_FIXED_TEXT) or ("none",)
+    if steps is not None:
+        modes = tuple(mode for mode in modes if mode != "generate")
+        if not modes:
+            allowed = f"{wish or policy.name} drafts nothing: leave the steps out"
+            raise RequestError("max_denoising_steps", steps, allowed)
+    return modes
+
+
+def _check_wish(wish: RefineMode, request: Request, policy: Policy) -> None:
+    if wish in ("cascade", "verify", "generate") and policy.models.refiner is None:
+        raise RequestError("refine", wish, f"policy {policy.name} has no refiner: none or score")
+    if wish != "generate" and policy.models.drafter is None:
+        raise RequestError("refine", wish, f"policy {policy.name} has no drafter: generate")
+
+
+def _matches(rule: RuleSection, signals: Signals, budget: float | None) -> bool:
+    when = rule.when
+    if when.task is not None and signals.task not in when.task:
+        return False
+    if when.blanks is not None and when.blanks != (signals.blank_tokens > 0):
+        return False
+    bounded = ((when.budget, budget), (when.prompt_tokens, signals.prompt_tokens))
+    return all(bounds is None or _within(bounds, value) for bounds, value in bounded)
+
+
+def _within(bounds: Any, value: float | None) -> bool:
+    if value is None:
+        return False
+    above = bounds.above is None or value > bounds.above
+    return above and (bounds.below is None or value < bounds.below)
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is given."""
+    return next((value for value in values if value is not None), None)
