@@ -74,9 +74,7 @@ def find_model(model: str, role: Literal["drafter", "refiner"]) -> Path:
     if Path(model).is_dir():
         return Path(model)
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise CheckpointError(
-            model, f"no such folder; give {EMBEDDED!r}, a folder or a hub name"
-        )
+        raise CheckpointError(model, f"no such folder; give {EMBEDDED!r}, a folder or a hub name")
     from huggingface_hub import snapshot_download
 
     try:

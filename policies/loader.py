@@ -6,7 +6,7 @@ YAML 1.2 with ruamel's round-trip loader, because it knows the line and column o
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -165,16 +165,19 @@ class _Document:
 
 def _known_keys(location: Location) -> list[str]:
     """The keys that the schema knows at a place."""
-    node: Any = Policy
+    section: type[BaseModel] | None = Policy
+    skip_next = False
     for part in location:
-        if isinstance(node, type) and issubclass(node, BaseModel):
-            field = node.model_fields.get(str(part))
-            node = _section_in(field.annotation) if field else None
-    is_section = isinstance(node, type) and issubclass(node, BaseModel)
-    return list(node.model_fields) if is_section else []
+        if skip_next:  # a list's index or a mapping's own name: still the same section
+            skip_next = False
+            continue
+        field = section.model_fields.get(str(part)) if section else None
+        section = _section_in(field.annotation) if field else None
+        skip_next = field is not None and get_origin(field.annotation) in (dict, list)
+    return list(section.model_fields) if section else []
 
 
-def _section_in(annotation: Any) -> Any:
+def _section_in(annotation: Any) -> type[BaseModel] | None:
     """The section class inside an annotation such as `dict[str, TaskSection]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation

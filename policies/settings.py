@@ -1,11 +1,12 @@
-"""What a policy leaves open for one request: defaults, task, rule and request, laid over each other."""
+"""What a policy leaves open for one request: defaults, task, rule and request in layers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from hybrid.errors import RequestError
-from hybrid.policies.schema import Policy, RuleSection
-from hybrid.types import DraftParams, RefineMode, RefineParams, Request, Signals
+from hybrid.policies.schema import DraftSection, Policy, RuleSection
+from hybrid.types import DraftParams, Overrides, RefineMode, RefineParams, Request, Scorer, Signals
 
 _DEFAULT_TOKEN_LOGPROB = -4.0  # cascade's threshold where the policy gives none
 _DEFAULT_STEPS = (16,)
@@ -38,32 +39,27 @@ def resolve(request: Request, signals: Signals, policy: Policy) -> Settings:
     layers = [section for section in (rule, task, defaults) if section]
     drafts, refines = [la.draft for la in layers], [la.refine for la in layers]
     overrides = request.overrides
-    sampler = {
-        field.name: _first(
-            getattr(overrides, field.name), *(getattr(d, field.name) for d in drafts)
-        )
-        for field in fields(DraftParams)
-        if field.name != "max_denoising_steps"
-    }
     modes = _modes(request, signals, policy, _first(*(r.mode for r in refines)) or ("none",))
     steps = _first(*(d.max_denoising_steps for d in drafts)) or _DEFAULT_STEPS
     if overrides.max_denoising_steps is not None:
         steps = (overrides.max_denoising_steps,)
+    decided_by = f"rule {rule.name!r}" if rule else f"task {signals.task}" if task else "defaults"
     return Settings(
         budget_s=budget,
         max_new_tokens=request.max_new_tokens or defaults.max_new_tokens,
         steps=() if modes == ("generate",) else steps,
-        sampler=DraftParams(
-            **{name: value for name, value in sampler.items() if value is not None}
-        ),
+        sampler=_sampler([overrides, *drafts]),
         modes=modes,
         refine=_refine_params(refines, policy),
-        decided_by=f"rule {rule.name!r}"
-        if rule
-        else f"task {signals.task}"
-        if task
-        else "defaults",
+        decided_by=decided_by,
     )
+
+
+def _sampler(layers: Sequence[Overrides | DraftSection]) -> DraftParams:
+    """The first value that a layer gives for every setting but the steps."""
+    names = [field.name for field in fields(DraftParams) if field.name != "max_denoising_steps"]
+    given = {name: _first(*(getattr(layer, name) for layer in layers)) for name in names}
+    return DraftParams(**{name: value for name, value in given.items() if value is not None})
 
 
 def _refine_params(refines: list[Any], policy: Policy) -> RefineParams:
@@ -71,9 +67,10 @@ def _refine_params(refines: list[Any], policy: Policy) -> RefineParams:
     token = _first(*(r.min_token_logprob for r in refines))
     if mean is None and token is None:
         token = _DEFAULT_TOKEN_LOGPROB
-    scorer = _first(*(r.scorer for r in refines))
-    without_refiner = "self" if policy.models.refiner is None else "refiner"
-    return RefineParams("none", scorer or without_refiner, mean, token)
+    scorer: Scorer | None = _first(*(r.scorer for r in refines))
+    if scorer is None:
+        scorer = "self" if policy.models.refiner is None else "refiner"
+    return RefineParams("none", scorer, mean, token)
 
 
 def _modes(

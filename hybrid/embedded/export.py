@@ -48,6 +48,7 @@ def export(role: PairRole, *, run: Path | None = None, out: Path | None = None) 
     tokenizer.save_pretrained(out)
     tensors = dict(stored_tensors(model.state_dict(), ranges, role))
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     write_configs(model, role, out)
     log = run / "log.jsonl"
     if log.exists():
