@@ -4,17 +4,17 @@ Models load at the first request, outside its budget. One pair answers one reque
 requests from several threads wait for each other.
 """
 
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Event as Flag
-from threading import Lock, Thread
+from threading import Lock
 from types import TracebackType
 from typing import Self, Unpack
 
 from anyio import CancelScope, to_thread
 
 from hybrid.backends import Models, load_models
+from hybrid.event_stream import EventStream
 from hybrid.pipeline import Emit, Pipeline
 from hybrid.policies.latency import load_or_measure
 from hybrid.policies.loader import load_policy
@@ -45,30 +45,9 @@ class Hybrid:
         """The answer to a prompt, a conversation or a Request."""
         return self._answer(prompt, options, lambda event: None, Flag())
 
-    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Generator[Event, None, None]:
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> EventStream:
         """The events of an answer as they happen, `Finished` last; closing it cancels the work."""
-        events: SimpleQueue[Event | BaseException] = SimpleQueue()
-        cancelled = Flag()
-
-        def work() -> None:
-            try:
-                self._answer(prompt, options, events.put, cancelled)
-            except BaseException as error:  # it belongs to whoever reads the stream
-                events.put(error)
-
-        worker = Thread(target=work, name="hybrid-stream", daemon=True)
-        worker.start()
-        try:
-            while True:
-                event = events.get()
-                if isinstance(event, BaseException):
-                    raise event
-                yield event
-                if isinstance(event, Finished):
-                    return
-        finally:
-            cancelled.set()
-            worker.join()
+        return EventStream(lambda emit, cancelled: self._answer(prompt, options, emit, cancelled))
 
     def explain(self, prompt: Prompt, **options: Unpack[Options]) -> Plan:
         """The decision that `generate` would take, with what was rejected and why."""
@@ -136,7 +115,7 @@ class AsyncHybrid:
         try:
             while (event := await to_thread.run_sync(next, events, None)) is not None:
                 yield event
-        finally:
+        finally:  # also while a thread waits for the next event: closing wakes it
             with CancelScope(shield=True):
                 await to_thread.run_sync(events.close)
 

@@ -35,22 +35,28 @@ class ModelChoice(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The loaded pair. `recognise` names the trained task that a prompt asks for, where known."""
+    """The loaded pair, and what is known of the prompts that it was trained on.
+
+    `recognise` names the trained task that a prompt asks for; `phrase` puts a prompt for a task, by
+    name, into words that the pair was trained on.
+    """
 
     drafter: Drafter | None
     refiner: Refiner | None
     recognise: Callable[[str], str | None] | None = None
+    phrase: Callable[[str, str], str] | None = None
 
 
 def load_models(drafter: ModelChoice | None, refiner: ModelChoice | None) -> Models:
     """Load what a policy names; raises CheckpointError, CapabilityError or BackendError."""
-    from hybrid.embedded.tasks import recognise
+    from hybrid.embedded.tasks import phrase, recognise
 
     is_embedded = any(choice and choice.model == EMBEDDED for choice in (drafter, refiner))
     return Models(
         drafter=_load(DRAFTERS, drafter, "drafter") if drafter else None,
         refiner=_load(REFINERS, refiner, "refiner") if refiner else None,
         recognise=recognise if is_embedded else None,
+        phrase=phrase if is_embedded else None,
     )
 
 

@@ -7,7 +7,7 @@ failing refiner nor a deadline can lose it.
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event as Flag
 
 from hybrid.backends import Models
@@ -25,6 +25,7 @@ from hybrid.types import (
     Drafted,
     Event,
     Finished,
+    Message,
     Patched,
     Plan,
     Planned,
@@ -55,7 +56,7 @@ class Pipeline:
         DeadlineExceeded only if the policy says `on_deadline: fail`, and BackendError if no answer
         could be had at all.
         """
-        work = _Work(request)
+        work = _Work(self._phrased(request))
         work.signals, work.plan = self.plan(request)
         work.finish("plan")
         emit(Planned(work.signals, work.plan))
@@ -71,7 +72,7 @@ class Pipeline:
             emit(Patched(work.refinement))
         work.finish("refine")
 
-        work.notes += self._warnings(request)
+        work.notes += self._warnings(request, work.request)
         result = work.result()
         if result.finish_reason == "budget" and self.policy.on_deadline == "fail":
             raise DeadlineExceeded(f"no complete answer within {work.plan.budget_s} s")
@@ -81,6 +82,7 @@ class Pipeline:
     def plan(self, request: Request) -> tuple[Signals, Plan]:
         """What the policy decides for a request; runs no model."""
         drafter, refiner = self.models.drafter, self.models.refiner
+        request = self._phrased(request)
         reader = drafter or refiner
         if reader is None:
             raise CapabilityError("answering", "this policy", "it names no drafter and no refiner")
@@ -130,11 +132,22 @@ class Pipeline:
                 raise
             work.notes += (f"the refiner failed ({error}): the draft stands",)
 
-    def _warnings(self, request: Request) -> tuple[str, ...]:
-        recognise = self.models.recognise
-        if recognise is None or recognise(request.conversation[-1].content):
-            return ()
-        return ("outside the embedded model's tasks: do not expect a meaningful answer",)
+    def _phrased(self, request: Request) -> Request:
+        """The request in the models' own words, where its task was given by name."""
+        if self.models.phrase is None or request.task is None:
+            return request
+        *before, last = request.conversation
+        content = self.models.phrase(request.task, last.content)
+        if content == last.content:
+            return request
+        return replace(request, messages=(*before, Message(last.role, content)))
+
+    def _warnings(self, asked: Request, answered: Request) -> tuple[str, ...]:
+        prompt = answered.conversation[-1].content
+        notes = () if asked == answered else (f"read as {prompt!r}",)
+        if self.models.recognise is not None and self.models.recognise(prompt) is None:
+            notes += ("outside the embedded model's tasks: do not expect a meaningful answer",)
+        return notes
 
 
 @dataclass(slots=True)

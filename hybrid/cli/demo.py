@@ -138,7 +138,6 @@ def perform(
 ) -> list[Performance]:
     """Answer and show each case, then all in one table."""
     hybrid.load()
-    hybrid.generate(cases[0].request)  # the first request through a model is slow for once
     pace = f"Steps are replayed, {format_duration(REPLAY_FRAME_S)} each; " if animate else ""
     console.print(Text(f"{pace}{'t' if pace else 'T'}imes are the runs' own.", "dim"))
     performances: list[Performance] = []

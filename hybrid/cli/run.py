@@ -4,7 +4,7 @@ The answer alone goes to stdout, so that it can be piped; how it came about goes
 """
 
 import sys
-from collections.abc import Generator
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Annotated, Protocol, TextIO
 
@@ -23,12 +23,18 @@ from hybrid.types import Event, Request, Result
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 
+class Events(Iterator[Event], Protocol):
+    """A stream of events that can be given up."""
+
+    def close(self) -> None: ...
+
+
 class Answers(Protocol):
     """What a command needs of `Hybrid`."""
 
     def load(self) -> object: ...
     def generate(self, prompt: Request, /) -> Result: ...
-    def stream(self, prompt: Request, /) -> Generator[Event, None, None]: ...
+    def stream(self, prompt: Request, /) -> Events: ...
 
 
 def run(

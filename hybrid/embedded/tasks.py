@@ -251,6 +251,19 @@ TASKS = {
 }
 
 
+_PHRASES = {
+    "translate": "translate to zed:",
+    "summarize": "summarize:",
+    "fill": "fill:",
+    "question": "question:",
+    "list": "list",
+    "sort": "sort up:",
+    "code": "code:",
+    "reason": "reason mod ten:",
+    "add": "add",
+}
+
+
 def is_held_out(prompt: str) -> bool:
     """Whether a prompt may only be measured with: one in sixteen, by its checksum."""
     return zlib.crc32(prompt.encode()) % 16 == 0
@@ -277,6 +290,16 @@ def evaluation_set(task: str, count: int) -> list[Instance]:
 def check(instance: Instance, text: str) -> bool:
     """Whether `text` is a right answer; spacing does not matter."""
     return TASKS[instance.task].check(instance.prompt, instance.answer, text)
+
+
+def phrase(task: str, prompt: str) -> str:
+    """A prompt for a task in words that were trained: `add` and '3 + 4' make 'add 3 + 4'."""
+    if task not in TASKS or recognise(prompt) is not None:
+        return prompt
+    text = prompt.strip()
+    if task == "numbers":
+        return f"in {'words' if text.isdigit() else 'digits'}: {text}"
+    return f"{_PHRASES[task]} {text}"
 
 
 def recognise(prompt: str) -> str | None:

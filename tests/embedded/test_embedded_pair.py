@@ -1,0 +1,51 @@
+"""The shipped pair: its files, its tokenizer, and what `evaluation.json` says of it."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybrid.embedded import PairRole, weights_path
+from hybrid.embedded.evaluate import separation, wilson
+from hybrid.embedded.tokenizer import build
+from hybrid.gemma.tokenizer import ChatTokenizer
+
+ROLES: tuple[PairRole, ...] = ("drafter", "refiner")
+
+
+def test_the_pair_is_small_and_complete() -> None:
+    sizes = [file.stat().st_size for role in ROLES for file in weights_path(role).iterdir()]
+    assert sum(sizes) <= 8 * 2**20
+    for role in ROLES:
+        names = {file.name for file in weights_path(role).iterdir()}
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
+        assert {"hf_quant_config.json", "training_log.jsonl"} <= names
+
+
+def test_drafter_and_refiner_share_a_tokenizer() -> None:
+    first, second = ((weights_path(role) / "tokenizer.json").read_bytes() for role in ROLES)
+    assert first == second
+    assert json.loads(first)["model"] == json.loads(build().backend_tokenizer.to_str())["model"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+def test_any_text_can_be_encoded(text: str) -> None:
+    tokenizer = ChatTokenizer.from_directory(weights_path("drafter"))
+    ids = tokenizer.encode(text)
+    words = " ".join(text.split())
+    assert " ".join(tokenizer.decode(ids).split()) == words or not words.isascii()
+
+
+def test_wilson_intervals() -> None:
+    assert wilson(0, 300) == pytest.approx((0.0, 0.01264), abs=1e-4)
+    assert wilson(150, 300) == pytest.approx((0.4438, 0.5562), abs=1e-4)
+    assert wilson(300, 300) == pytest.approx((0.98736, 1.0), abs=1e-4)
+
+
+def test_separation_is_the_chance_of_the_right_order() -> None:
+    assert separation([-1, -2, -3, -4], [True, True, False, False]) == 1.0
+    assert separation([-1, -1], [True, False]) == 0.5
+    assert separation([-4, -3], [True, False]) == 0.0
+    assert separation([-1, -2], [True, True]) is None

@@ -1,0 +1,109 @@
+"""`Hybrid` and `AsyncHybrid` over scripted models."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from hybrid import AsyncHybrid, Hybrid
+from hybrid.backends import Models
+from hybrid.drafters.scripted import ScriptedDrafter
+from hybrid.errors import BackendError, PolicyError, RequestError
+from hybrid.policies.loader import parse_policy
+from hybrid.refiners.scripted import ScriptedRefiner
+from hybrid.types import Denoised, Drafted, Finished, Planned
+
+PROBES = {"add 12 + 34": "46", "add 12 + 34 " * 8: "46"}  # what calibration asks
+ANSWERS = {"say it": "the quick brown fox", **PROBES}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def make_hybrid(drafter: ScriptedDrafter | None = None) -> Hybrid:
+    policy = parse_policy("version: 1\ndefaults: {draft: {max_denoising_steps: 4}}\n", "test")
+    return Hybrid(policy, Models(drafter or ScriptedDrafter(ANSWERS), ScriptedRefiner(ANSWERS)))
+
+
+def test_generate_answers() -> None:
+    with make_hybrid() as hybrid:
+        result = hybrid.generate("say it", budget="2s")
+    assert result.text == "the quick brown fox"
+    assert result.timing.budget_s == 2.0
+
+
+def test_stream_tells_every_step_and_ends_with_the_result() -> None:
+    events = list(make_hybrid().stream("say it"))
+    kinds = [type(event) for event in events]
+    assert kinds == [Planned, *[Denoised] * 4, Drafted, Finished]
+    assert [e.step for e in events if isinstance(e, Denoised)] == [1, 2, 3, 4]
+
+
+def test_an_error_reaches_the_streams_reader() -> None:
+    hybrid = make_hybrid()
+    hybrid.load()
+    with pytest.raises(RequestError, match="scripted are"):
+        list(hybrid.stream("what?"))
+
+
+def test_closing_a_stream_stops_the_work_and_frees_the_models() -> None:
+    hybrid = make_hybrid(ScriptedDrafter(ANSWERS, steps_needed=1000, step_s=0.01))
+    hybrid.load()
+    started = time.monotonic()
+    stream = hybrid.stream("say it", max_denoising_steps=1000)
+    assert isinstance(next(stream), Planned)
+    assert isinstance(next(stream), Denoised)
+    stream.close()
+    assert hybrid.generate("say it", max_denoising_steps=1).draft is not None
+    assert time.monotonic() - started < 5.0
+
+
+def test_explain_decides_without_drafting() -> None:
+    hybrid = make_hybrid()
+    plan = hybrid.explain("say it", max_denoising_steps=3, refine="verify")
+    assert plan.label == "3 steps + verify"
+
+
+def test_a_broken_load_is_told_to_the_caller_and_tried_again() -> None:
+    hybrid = make_hybrid(ScriptedDrafter(ANSWERS, fails=True))
+    for _ in range(2):
+        with pytest.raises(BackendError):
+            hybrid.generate("say it")
+
+
+def test_unknown_policies_and_options_are_refused_at_once() -> None:
+    with pytest.raises(PolicyError, match="did you mean 'balanced'"):
+        Hybrid.from_policy("balnced")
+    with pytest.raises(RequestError, match="did you mean 'budget'"):
+        make_hybrid().generate("say it", budgt="1s")  # type: ignore[call-arg]
+
+
+def test_async_answers_and_streams() -> None:
+    async def work() -> None:
+        async with AsyncHybrid(make_hybrid()) as hybrid:
+            assert (await hybrid.generate("say it")).text == "the quick brown fox"
+            kinds = [type(event) async for event in hybrid.stream("say it")]
+            assert kinds == [Planned, *[Denoised] * 4, Drafted, Finished]
+
+    asyncio.run(work())
+
+
+def test_a_cancelled_task_frees_the_models() -> None:
+    hybrid = make_hybrid(ScriptedDrafter(ANSWERS, steps_needed=1000, step_s=0.01))
+    hybrid.load()
+
+    async def work() -> None:
+        wrapped = AsyncHybrid(hybrid)
+        task = asyncio.create_task(wrapped.generate("say it", max_denoising_steps=1000))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    started = time.monotonic()
+    asyncio.run(work())
+    assert hybrid.generate("say it", max_denoising_steps=1).draft is not None
+    assert time.monotonic() - started < 5.0

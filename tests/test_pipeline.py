@@ -1,0 +1,202 @@
+"""A request's life through the pipeline, with scripted models."""
+
+from dataclasses import replace
+from threading import Event as Flag
+from typing import Any, Literal
+
+import pytest
+
+from hybrid.backends import Models
+from hybrid.drafters.scripted import ScriptedDrafter
+from hybrid.errors import BackendError, Cancelled, CapabilityError, DeadlineExceeded, RequestError
+from hybrid.pipeline import Pipeline
+from hybrid.policies.latency import LatencyModel
+from hybrid.policies.loader import parse_policy
+from hybrid.refiners.scripted import ScriptedRefiner
+from hybrid.requests import make_request
+from hybrid.types import Denoised, Drafted, Event, Finished, Patched, Planned, Result
+
+ANSWERS = {"say it": "the quick brown fox", "sort": "1 2 3"}
+COSTS = LatencyModel(
+    overhead_s=0.0,
+    prefill_s=0.001,
+    prefill_token_s=0.0,
+    step_s=0.001,
+    commit_s=0.001,
+    read_s=0.001,
+    read_token_s=0.0,
+    token_s=0.001,
+    spread=1.2,
+    canvas_length=64,
+)
+
+
+def make_pipeline(
+    refine: str = "none",
+    steps: str = "4",
+    drafter: ScriptedDrafter | None = None,
+    fails_at: Literal["score", "continue"] | None = None,
+    on_deadline: str = "return_draft",
+    recognise: Any = None,
+) -> Pipeline:
+    policy = parse_policy(
+        f"version: 1\non_deadline: {on_deadline}\n"
+        f"defaults: {{draft: {{max_denoising_steps: {steps}}}, refine: {{mode: {refine}}}}}\n",
+        "test",
+    )
+    refiner = ScriptedRefiner(ANSWERS, fails_at)
+    models = Models(drafter or ScriptedDrafter(ANSWERS), refiner, recognise)
+    return Pipeline(policy, models, COSTS)
+
+
+def run(pipeline: Pipeline, prompt: str = "say it", **options: Any) -> tuple[Result, list[Event]]:
+    events: list[Event] = []
+    result = pipeline.answer(make_request(prompt, options), events.append)  # type: ignore[arg-type]
+    return result, events
+
+
+def test_the_events_come_in_the_order_of_a_requests_life() -> None:
+    result, events = run(make_pipeline("verify", steps="2"))
+    kinds = [type(event) for event in events]
+    assert kinds == [Planned, Denoised, Denoised, Drafted, Patched, Finished]
+    assert events[-1] == Finished(result)
+
+
+def test_a_draft_with_enough_steps_is_the_answer() -> None:
+    result, _ = run(make_pipeline(), seed=5)
+    assert result.text == "the quick brown fox"
+    assert result.finish_reason == "stop"
+    assert result.refinement is None
+    assert result.usage.denoising_steps == 4
+    assert result.usage.completion_tokens == len("the quick brown fox") + 1
+    assert result.seed == 5
+
+
+def test_verify_repairs_a_draft_of_too_few_steps() -> None:
+    result, _ = run(make_pipeline("verify", steps="1"))
+    assert result.draft is not None
+    assert result.draft.text.startswith("the q??")
+    assert result.text == "the quick brown fox"
+    assert result.refinement is not None
+    assert result.refinement.accepted_tokens == 5
+    assert result.verdict is not None
+
+
+def test_generate_drafts_nothing() -> None:
+    result, events = run(make_pipeline("generate"))
+    assert result.text == "the quick brown fox"
+    assert result.draft is None
+    assert result.usage.denoising_steps == 0
+    assert [type(event) for event in events] == [Planned, Finished]
+
+
+@pytest.mark.parametrize("stage", ["score", "continue"])
+def test_a_failing_refiner_leaves_the_draft_standing(stage: Literal["score", "continue"]) -> None:
+    result, _ = run(make_pipeline("verify", steps="2", fails_at=stage))
+    assert result.draft is not None
+    assert result.text == result.draft.text
+    assert any("scripted failure" in note for note in result.notes)
+
+
+def test_a_failing_refiner_without_a_draft_is_an_error() -> None:
+    with pytest.raises(BackendError, match="scripted failure"):
+        run(make_pipeline("generate", fails_at="continue"))
+
+
+def test_a_failing_drafter_is_an_error() -> None:
+    with pytest.raises(BackendError, match="scripted failure"):
+        run(make_pipeline(drafter=ScriptedDrafter(ANSWERS, fails=True)))
+
+
+def test_the_deadline_returns_the_best_draft_so_far() -> None:
+    slow = ScriptedDrafter(ANSWERS, steps_needed=10, step_s=0.02)
+    result, _ = run(make_pipeline("verify", steps="10", drafter=slow), budget="50ms")
+    assert result.finish_reason == "budget"
+    assert result.draft is not None
+    assert 1 <= result.draft.steps < 10
+    assert result.text == result.draft.text
+    assert any("no time was left" in note for note in result.notes)
+
+
+def test_the_policy_may_forbid_a_cut_answer() -> None:
+    slow = ScriptedDrafter(ANSWERS, steps_needed=10, step_s=0.02)
+    with pytest.raises(DeadlineExceeded):
+        run(make_pipeline(steps="10", drafter=slow, on_deadline="fail"), budget="50ms")
+
+
+def test_cancelling_stops_within_a_step() -> None:
+    cancelled, steps = Flag(), []
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Denoised):
+            steps.append(event.step)
+            cancelled.set()
+
+    with pytest.raises(Cancelled):
+        make_pipeline().answer(make_request("say it", {}), emit, cancelled)
+    assert steps == [1]
+
+
+def test_cancelling_while_refining_is_not_a_failed_refiner() -> None:
+    cancelled = Flag()
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Drafted):
+            cancelled.set()
+
+    with pytest.raises(Cancelled):
+        make_pipeline("verify", steps="1").answer(make_request("say it", {}), emit, cancelled)
+
+
+def test_a_seed_is_drawn_and_named_where_none_is_given() -> None:
+    seeds = {run(make_pipeline())[0].seed for _ in range(4)}
+    assert len(seeds) == 4
+
+
+def test_a_prompt_outside_the_models_tasks_is_noted() -> None:
+    def recognise(prompt: str) -> str | None:
+        return "sort" if prompt == "sort" else None
+
+    pipeline = make_pipeline(recognise=recognise)
+    assert run(pipeline, "sort")[0].notes == ()
+    (note,) = run(pipeline, "say it")[0].notes
+    assert "outside the embedded model's tasks" in note
+
+
+def test_timing_adds_up_and_names_what_was_predicted() -> None:
+    result, _ = run(make_pipeline("verify", steps="2"), budget="5s")
+    timing = result.timing
+    assert timing.budget_s == 5.0
+    assert timing.within_budget
+    parts = timing.plan_s + timing.draft_s + timing.refine_s
+    assert 0 < parts <= timing.total_s
+    assert timing.predicted_p50_s == result.plan.predicted.latency_p50_s
+
+
+def test_planning_runs_no_model() -> None:
+    pipeline = make_pipeline("verify", drafter=ScriptedDrafter(ANSWERS, fails=True))
+    signals, plan = pipeline.plan(make_request("say it", {}))
+    assert signals.prompt_tokens == len("say it")
+    assert plan.refine.mode == "verify"
+
+
+def test_a_policy_without_models_cannot_answer() -> None:
+    pipeline = replace(make_pipeline(), models=Models(None, None))
+    with pytest.raises(CapabilityError):
+        run(pipeline)
+
+
+def test_overrides_that_cannot_be_followed_fail_before_anything_runs() -> None:
+    pipeline = make_pipeline("generate", drafter=ScriptedDrafter(ANSWERS, fails=True))
+    with pytest.raises(RequestError, match="max_denoising_steps"):
+        run(pipeline, max_denoising_steps=3)
+
+
+def test_a_task_given_by_name_is_put_into_the_models_own_words() -> None:
+    pipeline = make_pipeline()
+    models = replace(pipeline.models, phrase=lambda task, prompt: f"{task} {prompt}")
+    policy = parse_policy("version: 1\ntasks: {say: {}}\n", "test")
+    pipeline = replace(pipeline, models=models, policy=policy)
+    result, _ = run(pipeline, "it", task="say")
+    assert result.text == "the quick brown fox"
+    assert result.notes == ("read as 'say it'",)
