@@ -15,13 +15,13 @@ SHARES = {
     "translate": 0.7,
     "numbers": 0.6,
     "summarize": 0.5,
-    "fill": 1.1,
-    "question": 2.0,
+    "fill": 1.3,
+    "question": 1.6,
     "list": 1.3,
     "sort": 0.8,
-    "code": 1.6,
-    "reason": 2.2,
-    "add": 0.8,
+    "code": 1.4,
+    "reason": 2.0,
+    "add": 1.1,
 }
 
 

@@ -22,7 +22,7 @@ from hybrid.embedded.examples import ExampleSource
 from hybrid.embedded.networks import CANVAS_LENGTH, build_drafter, build_refiner
 from hybrid.embedded.objectives import encoder_loss, refiner_loss
 from hybrid.embedded.tokenizer import EOS, PAD
-from hybrid.embedded.tokenizer import build as build_tokenizer
+from hybrid.embedded.tokenizer import load as load_tokenizer
 from hybrid.kernels.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, quantize_torch
 
 _CALIBRATION_EXAMPLES = 256
@@ -38,7 +38,7 @@ app = cyclopts.App(name="export", help=__doc__)
 def export(role: PairRole, *, run: Path | None = None, out: Path | None = None) -> None:
     """Quantise the checkpoint in RUN (runs/ROLE) and write the model folder OUT (the package's)."""
     run, out = run or Path("runs") / role, out or weights_path(role)
-    tokenizer = build_tokenizer()
+    tokenizer = load_tokenizer()
     model: Any = (build_drafter if role == "drafter" else build_refiner)(len(tokenizer))
     state = torch.load(run / "state.pt", weights_only=True)["model"]
     model.load_state_dict(state, strict=False)

@@ -1,8 +1,9 @@
 """The pair's tokenizer: byte-level BPE in which every word of the tasks is one token.
 
 A leading space belongs to its word, as in the published tokenizers, and digits stand alone. Any
-text can be encoded, since all 256 bytes are tokens. Built once, by `python -m
-hybrid.embedded.tokenizer FOLDER`, and then part of the models.
+text can be encoded, since all 256 bytes are tokens. Learnt once, by `python -m
+hybrid.embedded.tokenizer FOLDER`, and then part of the models: training loads it from the package,
+so that a change to a task moves no token under trained weights.
 """
 
 import random
@@ -12,6 +13,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import TASKS, draw
 
 PAD, EOS, BOS, UNK, MASK, USER, MODEL = range(7)
@@ -29,8 +31,16 @@ _VOCABULARY_LIMIT = 1024
 _SAMPLES_PER_TASK = 3000
 
 
+def load() -> PreTrainedTokenizerFast:
+    """The shipped tokenizer."""
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
+        weights_path("drafter")
+    )
+    return tokenizer
+
+
 def build() -> PreTrainedTokenizerFast:
-    """Learn the vocabulary from the tasks' training text; the same one every time."""
+    """A vocabulary learnt from the tasks' training text as it is now."""
     rng = random.Random(0)
     instances = [draw(task, rng, "train") for task in TASKS for _ in range(_SAMPLES_PER_TASK)]
     tokenizer = Tokenizer(models.BPE())

@@ -23,7 +23,7 @@ from hybrid.embedded.examples import Example, ExampleSource
 from hybrid.embedded.networks import build_drafter, build_refiner
 from hybrid.embedded.objectives import diffusion_loss, encoder_loss, refiner_loss
 from hybrid.embedded.optimizer import MuonAdam
-from hybrid.embedded.tokenizer import build as build_tokenizer
+from hybrid.embedded.tokenizer import load as load_tokenizer
 
 BATCH_SIZE = 64
 MUON_RATE, ADAM_RATE = 0.02, 3e-3
@@ -53,7 +53,7 @@ class Run:
         torch.manual_seed(self.seed)
         torch.set_flush_denormal(True)
         self.generator = torch.Generator().manual_seed(self.seed)
-        tokenizer = build_tokenizer()
+        tokenizer = load_tokenizer()
         self.source = ExampleSource(tokenizer, f"train/{self.role}/{self.seed}")
         build = build_drafter if self.role == "drafter" else build_refiner
         self.model: Any = build(len(tokenizer)).train()

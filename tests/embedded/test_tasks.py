@@ -15,12 +15,12 @@ from hybrid.embedded.tasks import (
     phrase,
     recognise,
 )
-from hybrid.embedded.tokenizer import build
+from hybrid.embedded.tokenizer import load
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_drawn_answer_is_right_recognised_and_fits_a_canvas(task: str) -> None:
-    rng, tokenizer = random.Random(task), build()
+    rng, tokenizer = random.Random(task), load()
     for _ in range(300):
         instance = draw(task, rng, "train")
         assert check(instance, instance.answer)
