@@ -6,12 +6,14 @@ the Hugging Face hub.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from hybrid.errors import BackendError, CheckpointError, RequestError, did_you_mean
+from hybrid.policies.quality import read_quality
+from hybrid.policies.schema import QualitySection
 from hybrid.protocols import Drafter, Refiner
 
 EMBEDDED = "embedded"
@@ -38,26 +40,28 @@ class Models:
     """The loaded pair, and what is known of the prompts that it was trained on.
 
     `recognise` names the trained task that a prompt asks for; `phrase` puts a prompt for a task, by
-    name, into words that the pair was trained on.
+    name, into words that the pair was trained on; `quality` are its measured accuracies.
     """
 
     drafter: Drafter | None
     refiner: Refiner | None
     recognise: Callable[[str], str | None] | None = None
     phrase: Callable[[str, str], str] | None = None
+    quality: Mapping[str, QualitySection] = field(default_factory=dict)
 
 
 def load_models(drafter: ModelChoice | None, refiner: ModelChoice | None) -> Models:
     """Load what a policy names; raises CheckpointError, CapabilityError or BackendError."""
-    from hybrid.embedded.tasks import phrase, recognise
-
-    is_embedded = any(choice and choice.model == EMBEDDED for choice in (drafter, refiner))
-    return Models(
+    pair = Models(
         drafter=_load(DRAFTERS, drafter, "drafter") if drafter else None,
         refiner=_load(REFINERS, refiner, "refiner") if refiner else None,
-        recognise=recognise if is_embedded else None,
-        phrase=phrase if is_embedded else None,
     )
+    if any(choice and choice.model != EMBEDDED for choice in (drafter, refiner)):
+        return pair
+    from hybrid.embedded import EVALUATION
+    from hybrid.embedded.tasks import phrase, recognise
+
+    return replace(pair, recognise=recognise, phrase=phrase, quality=read_quality(EVALUATION))
 
 
 def _load(

@@ -93,7 +93,8 @@ class Pipeline:
             recognise=self.models.recognise,
             policy=self.policy,
         )
-        return signals, plan(request, signals, self.policy, self.latency)
+        quality = {**self.models.quality, **self.policy.quality}
+        return signals, plan(request, signals, self.policy, self.latency, quality)
 
     def _draft(self, work: "_Work", deadline: Deadline, emit: Callable[[Denoised], None]) -> Draft:
         assert self.models.drafter is not None and work.plan.draft is not None

@@ -1,7 +1,7 @@
 """The decision: of all plans that the policy allows, the best that fits the budget.
 
-A pure function of request, signals, policy and latency model. Quality comes from the policy's
-measured table where it has one for the task. Elsewhere a prior stands in, which says only that the
+A pure function of request, signals, policy, latency model and measured accuracies. For a task that
+was not measured, a prior stands in, which says only that the
 autoregressive model is better and that steps have diminishing returns, levelling off at about 24:
 the gap between the published models is 5 to 19 points (model card of DiffusionGemma, June 2026).
 """
@@ -38,13 +38,20 @@ class Candidate:
         return f"{self.cap} steps" + ("" if self.mode == "none" else f" + {self.mode}")
 
 
-def plan(request: Request, signals: Signals, policy: Policy, latency: LatencyModel) -> Plan:
+def plan(
+    request: Request,
+    signals: Signals,
+    policy: Policy,
+    latency: LatencyModel,
+    quality: Mapping[str, QualitySection],
+) -> Plan:
     """The best plan within the budget; raises RequestError for overrides that cannot be followed.
 
-    If none fits at p95, the fastest is taken: the deadline then cuts it short if it must.
+    `quality` holds measured accuracies by task. If no candidate fits at p95, the fastest is taken:
+    the deadline then cuts it short if it must.
     """
     settings = resolve(request, signals, policy)
-    candidates = list_candidates(settings, signals, policy, latency)
+    candidates = list_candidates(settings, signals, latency, quality.get(signals.task or ""))
     budget = math.inf if settings.budget_s is None else settings.budget_s
     fitting = [c for c in candidates if c.predicted.latency_p95_s <= budget]
     # Differences below a percent are ties: no table is measured more finely.
@@ -70,10 +77,12 @@ def plan(request: Request, signals: Signals, policy: Policy, latency: LatencyMod
 
 
 def list_candidates(
-    settings: Settings, signals: Signals, policy: Policy, latency: LatencyModel
+    settings: Settings,
+    signals: Signals,
+    latency: LatencyModel,
+    measured: QualitySection | None,
 ) -> list[Candidate]:
     """Every allowed combination of steps and refining, with its prediction."""
-    measured = policy.quality.get(signals.task or "")
     tokens = min(signals.expected_tokens, settings.max_new_tokens)
     canvases = max(1, math.ceil(tokens / (latency.canvas_length or tokens)))
     candidates = []

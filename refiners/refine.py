@@ -14,6 +14,7 @@ from hybrid.refiners.cascade import cascade
 from hybrid.refiners.edits import find_edits
 from hybrid.refiners.outcome import Assignment, Outcome
 from hybrid.refiners.score import score
+from hybrid.refiners.verdict import judge
 from hybrid.refiners.verify import verify
 from hybrid.types import Draft, Guarantee, Refinement, RefineMode, RefineParams, Request, Verdict
 
@@ -41,11 +42,14 @@ def refine(
     params: RefineParams,
     max_new_tokens: int,
     deadline: Deadline,
-) -> tuple[Verdict | None, Refinement]:
+) -> tuple[Verdict | None, Refinement | None]:
     """Judge and improve a draft under `params.mode`, or write the answer where there is none.
 
-    A refinement that ends with "budget" is unfinished. Raises CapabilityError without a refiner.
+    A draft that is only judged, by its own scores, comes back without a refinement. A refinement
+    that ends with "budget" is unfinished. Raises CapabilityError where a refiner is missed.
     """
+    if draft is not None and params.mode == "score" and params.scorer == "self":
+        return judge(draft.self_logprobs, params), None
     if refiner is None:
         raise CapabilityError(f"refine mode {params.mode}", "this policy", "it names no refiner")
     started = time.monotonic()

@@ -6,10 +6,8 @@ from hybrid.refiners.verdict import judge
 
 
 def score(session: RefinerSession, assignment: Assignment) -> Outcome:
-    """The draft as it is, judged."""
+    """The draft as it is, judged by the refiner."""
     draft = assignment.draft
-    logprobs = draft.self_logprobs
-    if assignment.params.scorer == "refiner":
-        logprobs = session.score(draft.token_ids).logprobs if draft.token_ids else ()
+    logprobs = session.score(draft.token_ids).logprobs if draft.token_ids else ()
     verdict = judge(logprobs, assignment.params)
     return Outcome(verdict, draft.token_ids, len(draft.token_ids), draft.finish_reason)

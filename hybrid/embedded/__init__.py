@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+EVALUATION = Path(__file__).parent / "evaluation.json"  # what `hybrid.embedded.evaluate` measured
 PairRole = Literal["drafter", "refiner"]
 
 

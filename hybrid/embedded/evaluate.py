@@ -5,7 +5,7 @@ in batches, which changes nothing: a draft depends on its own seed alone.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import TASKS, Instance, check, evaluation_set
 from hybrid.protocols import DraftJob
 from hybrid.refiners.gemma import GemmaRefiner
+from hybrid.refiners.verify import count_agreed
 from hybrid.types import Draft, DraftParams, Request
 
-STEP_CAPS = (1, 2, 4, 8, 16, 48)
+CANVAS_LENGTH, STEP_CAPS = 32, (1, 2, 4, 8, 16, 48)
 _BATCH = 50
 
 app = cyclopts.App(name="evaluate", help=__doc__)
@@ -43,6 +44,29 @@ class Row:
     mean_passes: float
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One task. Self-score and `agreement`, the share of a draft that `verify` keeps, are taken at
+    the largest cap.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    self_score_auroc: float | None
+    agreement: float
+
+    def quality(self) -> dict[str, Any]:
+        """As a policy's `quality` section has it."""
+        caps = {int(row.model.split()[0]): row for row in self.rows if row.model != "AR"}
+        (refiner,) = (row for row in self.rows if row.model == "AR")
+        return {
+            "draft": {cap: round(row.accuracy, 4) for cap, row in caps.items()},
+            "refiner": round(refiner.accuracy, 4),
+            "steps_used": {cap: round(row.mean_passes, 2) for cap, row in caps.items()},
+            "agreement": round(self.agreement, 4),
+        }
+
+
 @app.default
 def evaluate(
     *,
@@ -54,38 +78,54 @@ def evaluate(
 ) -> None:
     """Print the table, and write it as JSON to OUT if that is given."""
     torch.set_num_threads(1)
-    sets = {task: evaluation_set(task, items) for task in TASKS}
-    rows: list[Row] = []
-    scores: dict[str, float | None] = {}
     first = DiffusionGemmaDrafter.from_directory(drafter or weights_path("drafter"))
-    for task, instances in track(sets.items(), "drafter"):
-        for cap in caps:
-            drafts = draft_all(first, instances, cap, self_score=cap == 16)
-            right = [check(i, d.text) for i, d in zip(instances, drafts, strict=True)]
-            rows.append(_row(task, f"{cap} steps", right, (d.steps for d in drafts)))
-            if cap == 16:
-                least = [min(d.self_logprobs, default=0.0) for d in drafts]
-                scores[task] = separation(least, right)
     second = GemmaRefiner.from_directory(refiner or weights_path("refiner"))
-    for task, instances in track(sets.items(), "refiner"):
-        right, passes = [], []
-        for instance in instances:
-            session = second.open(Request(instance.prompt), 32)
-            token_ids, _ = session.continue_greedily((), 32, Deadline())
-            right.append(check(instance, second.decode(token_ids)))
-            passes.append(session.forward_passes)
-        rows.append(_row(task, "AR", right, passes))
-    print_table(rows, scores)
+    measured = [
+        measure_task(first, second, evaluation_set(task, items), caps)
+        for task in track(TASKS, "tasks")
+    ]
+    print_table(measured)
     if out:
-        record = {"items": items, "rows": [asdict(row) for row in rows], "self_score_auroc": scores}
+        record = {
+            "items": items,
+            "rows": [asdict(row) for task in measured for row in task.rows],
+            "self_score_auroc": {task.name: task.self_score_auroc for task in measured},
+            "quality": {task.name: task.quality() for task in measured},
+        }
         out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def measure_task(
+    drafter: DiffusionGemmaDrafter,
+    refiner: GemmaRefiner,
+    instances: Sequence[Instance],
+    caps: Sequence[int],
+) -> Measured:
+    """One task: the drafter at every cap, the refiner alone, and the refiner on drafts."""
+    name = instances[0].task
+    rows = []
+    for cap in caps:
+        drafts = draft_all(drafter, instances, cap)
+        right = [check(i, d.text) for i, d in zip(instances, drafts, strict=True)]
+        rows.append(_row(name, f"{cap} steps", right, [d.steps for d in drafts]))
+    scores = [min(draft.self_logprobs, default=0.0) for draft in drafts]
+    written, passes, agreed = [], [], 0
+    for instance, draft in zip(instances, drafts, strict=True):
+        session = refiner.open(Request(instance.prompt), CANVAS_LENGTH)
+        token_ids, _ = session.continue_greedily((), CANVAS_LENGTH, Deadline())
+        written.append(check(instance, refiner.decode(token_ids)))
+        passes.append(session.forward_passes)
+        reading = refiner.open(Request(instance.prompt), CANVAS_LENGTH)
+        agreed += count_agreed(draft.token_ids, reading.score(draft.token_ids).choices)
+    rows.append(_row(name, "AR", written, passes))
+    tokens = sum(len(draft.token_ids) for draft in drafts)
+    return Measured(name, tuple(rows), separation(scores, right), agreed / tokens)
 
 
 def draft_all(
     drafter: DiffusionGemmaDrafter,
     instances: Sequence[Instance],
     cap: int,
-    self_score: bool = False,
 ) -> list[Draft]:
     """Drafts under the default sampler with at most `cap` steps, seeded by the item's number."""
     jobs = [
@@ -95,7 +135,7 @@ def draft_all(
             seed=seed,
             max_new_tokens=drafter.canvas_length,
             deadline=Deadline(),
-            self_score=self_score,
+            self_score=True,
         )
         for seed, instance in enumerate(instances)
     ]
@@ -122,28 +162,27 @@ def separation(scores: Sequence[float], right: Sequence[bool]) -> float | None:
     return wins / (len(good) * len(bad))
 
 
-def _row(task: str, model: str, right: Sequence[bool], passes: Iterable[int]) -> Row:
+def _row(task: str, model: str, right: Sequence[bool], passes: Sequence[int]) -> Row:
     low, high = wilson(sum(right), len(right))
     mean_passes = sum(passes) / len(right)
     return Row(task, model, len(right), sum(right) / len(right), low, high, mean_passes)
 
 
-def print_table(rows: Sequence[Row], scores: dict[str, Any]) -> None:
+def print_table(measured: Sequence[Measured]) -> None:
     """Accuracy in per cent by task and setting, with the passes used at the largest cap."""
-    models = list(dict.fromkeys(row.model for row in rows))
-    table = Table("task", *models, "passes", "AR passes", "AUROC of self-score")
-    for task in dict.fromkeys(row.task for row in rows):
-        by_model = {row.model: row for row in rows if row.task == task}
-        sixteen = by_model.get("16 steps")
-        auroc = scores.get(task)
+    models = [row.model for row in measured[0].rows]
+    table = Table("task", *models, "passes", "AR passes", "agreement", "AUROC of self-score")
+    for task in measured:
+        auroc = task.self_score_auroc
         table.add_row(
-            task,
-            *(f"{100 * by_model[model].accuracy:.1f}" for model in models),
-            f"{sixteen.mean_passes:.1f}" if sixteen else "",
-            f"{by_model['AR'].mean_passes:.1f}",
+            task.name,
+            *(f"{100 * row.accuracy:.1f}" for row in task.rows),
+            f"{task.rows[-2].mean_passes:.1f}",
+            f"{task.rows[-1].mean_passes:.1f}",
+            f"{task.agreement:.2f}",
             f"{auroc:.2f}" if auroc is not None else "",
         )
-    Console(width=120).print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":
