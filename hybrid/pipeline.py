@@ -145,7 +145,7 @@ class Pipeline:
 
     def _warnings(self, asked: Request, answered: Request) -> tuple[str, ...]:
         prompt = answered.conversation[-1].content
-        notes = () if asked == answered else (f"read as {prompt!r}",)
+        notes: tuple[str, ...] = () if asked == answered else (f"read as {prompt!r}",)
         if self.models.recognise is not None and self.models.recognise(prompt) is None:
             notes += ("outside the embedded model's tasks: do not expect a meaningful answer",)
         return notes
