@@ -127,6 +127,8 @@ class _Document:
             elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
                 line, column = node.lc.item(part)
             else:
+                if not isinstance(node, CommentedMap | CommentedSeq):
+                    location = location[:index]  # a single value that was read as a list of one
                 break
             node = node[part]
         key = ".".join(map(str, location))

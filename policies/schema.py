@@ -6,7 +6,15 @@ defaults, then the task, then the first matching rule, then the request itself, 
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    WithJsonSchema,
+)
 
 from hybrid.deadline import parse_duration
 from hybrid.errors import RequestError
@@ -21,6 +29,11 @@ def _read_duration(value: object) -> float:
         return parse_duration(value if isinstance(value, str) else "")
     except RequestError as error:
         raise ValueError(f"{value!r} is not a duration; {error.allowed}") from None
+
+
+def _write_duration(seconds: float) -> str:
+    """The duration as a policy file says it, in seconds."""
+    return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"
 
 
 def _read_steps(value: object) -> tuple[int, ...]:
@@ -49,6 +62,7 @@ def _as_tuple(value: object) -> object:
 Duration = Annotated[
     float,
     BeforeValidator(_read_duration),
+    PlainSerializer(_write_duration, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?(us|ms|s|m|h)$"}),
 ]
 _STEP_SCHEMA = {"type": "integer", "minimum": 1, "maximum": MAX_STEPS}

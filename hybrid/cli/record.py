@@ -1,4 +1,4 @@
-"""A result as JSON: every value that was decided and measured, under the names of hybrid.types.
+"""A result or a plan as JSON: all that was decided and measured, under the names of hybrid.types.
 
 Durations are seconds. What cannot be written as a JSON number (an infinite log-probability) is
 null.
@@ -9,20 +9,22 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from hybrid.types import Result
+from hybrid.types import Plan, Result
 
 
-def record(result: Result) -> dict[str, Any]:
-    """The result as plain values, with the plan's label, the steps used and whether in budget."""
+def record(result: Result | Plan) -> dict[str, Any]:
+    """As plain values, with the plan's label, the steps used and whether in budget."""
     values = asdict(result)
-    values["plan"]["label"] = result.plan.label
+    if isinstance(result, Plan):
+        return {"label": result.label, **values}
+    values["plan"] = record(result.plan)
     if result.draft is not None:
         values["draft"]["steps"] = result.draft.steps
     values["timing"]["within_budget"] = result.timing.within_budget
     return values
 
 
-def to_json(result: Result) -> str:
+def to_json(result: Result | Plan) -> str:
     """One JSON object on one line, in ASCII: safe in any terminal, pipe and encoding."""
     return json.dumps(_finite(record(result)), allow_nan=False)
 

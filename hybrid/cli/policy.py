@@ -1,0 +1,172 @@
+"""`hybrid policy`: check, show and explain policies without answering anything.
+
+Only `explain` loads models, because a decision needs this machine's latency.
+"""
+
+import json
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from ruamel.yaml import YAML
+
+from hybrid.cli.record import to_json
+from hybrid.cli.render import printable
+from hybrid.cli.run import Flag, option_name
+from hybrid.cli.terminal import Terminal
+from hybrid.deadline import format_duration
+from hybrid.errors import PolicyError, Problem, RequestError
+from hybrid.policies.loader import load_policy
+from hybrid.policies.schema import policy_schema
+from hybrid.requests import make_request
+from hybrid.types import Plan
+
+app = App(name="policy", help="Check, show and explain policies.")
+
+
+@app.command
+def check(*files: str) -> None:
+    """Say for every file (or preset) whether it is a valid policy, with every problem's place.
+
+    Parameters
+    ----------
+    files
+        Policy files or presets.
+    """
+    if not files:
+        raise RequestError("FILE", "nothing", "name at least one policy file")
+    problems: list[Problem] = []
+    for file in files:
+        try:
+            policy = load_policy(file)
+        except PolicyError as error:
+            problems += error.problems
+            continue
+        print(f"{printable(file)}: OK")
+        for note in policy.notes:
+            print(f"{printable(file)}: note: {printable(note)}")
+    if problems:
+        raise PolicyError(problems)
+
+
+@app.command
+def show(policy: str, /, *, as_json: Annotated[Flag, Parameter(name="--json")] = False) -> None:
+    """Print a policy as it was understood, with the defaults of every setting.
+
+    Parameters
+    ----------
+    policy
+        A preset's name or a policy file.
+    as_json
+        Print JSON instead of YAML.
+    """
+    everything = load_policy(policy).model_dump(mode="json")
+    # No model is something to say; a setting that is not given is left to the layers below.
+    values = _without_empty(everything) | {"models": everything["models"]}
+    if as_json:
+        print(json.dumps(values))
+        return
+    yaml = YAML()
+    yaml.default_flow_style = None
+    yaml.width = 100
+    yaml.dump(values, Terminal().file)
+
+
+def _without_empty(section: dict[str, Any]) -> dict[str, Any]:
+    """The section without what it leaves to others."""
+    pruned = {
+        key: _without_empty(value) if isinstance(value, dict) else value
+        for key, value in section.items()
+    }
+    return {key: value for key, value in pruned.items() if value not in (None, "", [], {})}
+
+
+@app.command
+def schema() -> None:
+    """Print the JSON Schema of policy files, for editors."""
+    print(json.dumps(policy_schema(), indent=2))
+
+
+@app.command
+def explain(
+    prompt: str,
+    /,
+    *,
+    policy: str = "balanced",
+    task: str | None = None,
+    budget: str | None = None,
+    steps: int | None = None,
+    refine: str | None = None,
+    infill: str | None = None,
+    as_json: Annotated[Flag, Parameter(name="--json")] = False,
+) -> None:
+    """Show what a policy would decide for a prompt, and why not otherwise; answers nothing.
+
+    Parameters
+    ----------
+    prompt
+        The prompt to decide for.
+    policy
+        A preset's name or a policy file.
+    task
+        The policy's task to treat it as; recognised from the prompt if left out.
+    budget
+        Longest time the answer may take, with a unit: 500ms, 2s.
+    steps
+        Most denoising steps a canvas (max_denoising_steps).
+    refine
+        What the refiner does: none, score, cascade, verify or generate.
+    infill
+        A template of the answer with blanks to fill in, written <blank:N> (N tokens).
+    as_json
+        Print one JSON object.
+    """
+    try:
+        request = make_request(
+            prompt,
+            {
+                "task": task,
+                "budget": budget,
+                "max_denoising_steps": steps,
+                "refine": refine,
+                "infill": infill,
+            },
+        )
+        from hybrid.api import Hybrid  # imports the pipeline
+
+        with Hybrid.from_policy(policy) as hybrid:
+            plan = hybrid.explain(request)
+    except RequestError as error:
+        raise RequestError(option_name(error.field), error.given, error.allowed) from error
+    if as_json:
+        print(to_json(plan))
+        return
+    console = Terminal()
+    within = "" if plan.budget_s is None else f" within {format_duration(plan.budget_s)}"
+    console.print(f"[bold]{escape(plan.label)}[/bold]{within} ({escape(printable(plan.rule))})")
+    console.print(candidates(plan))
+
+
+def candidates(plan: Plan) -> Table:
+    """The plan and what it was preferred to, with the reasons."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, header_style="dim")
+    table.add_column("plan", no_wrap=True)
+    for name in ("p50", "p95", "quality"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("why not")
+    chosen = (plan.label, plan.predicted, "chosen")
+    for label, predicted, why in (
+        chosen,
+        *((r.candidate, r.predicted, r.why) for r in plan.rejected),
+    ):
+        table.add_row(
+            label,
+            format_duration(predicted.latency_p50_s),
+            format_duration(predicted.latency_p95_s),
+            f"{predicted.quality:.2f}",
+            why,
+            style="bold" if why == "chosen" else None,
+        )
+    return table

@@ -1,0 +1,153 @@
+"""What wins: defaults, then the task, then the first matching rule, then the request."""
+
+from typing import Any
+
+import pytest
+
+from hybrid.errors import RequestError
+from hybrid.policies.loader import parse_policy
+from hybrid.policies.settings import Settings, resolve
+from hybrid.requests import make_request
+from hybrid.types import DraftParams, Signals
+
+POLICY = """
+version: 1
+defaults:
+  budget: 2s
+  max_new_tokens: 100
+  draft: {max_denoising_steps: [12, 16], entropy_bound: 0.2, t_min: 0.3}
+  refine: {mode: [none, cascade], min_token_logprob: -4}
+tasks:
+  chat: {}
+  code:
+    budget: 5s
+    draft: {max_denoising_steps: 24, entropy_bound: 0.05}
+    refine: {mode: verify}
+rules:
+  - name: hurry
+    when: {budget: {below: 100ms}}
+    draft: {max_denoising_steps: 4}
+    refine: {mode: none}
+  - name: long prompts
+    when: {prompt_tokens: {above: 1000}, task: [chat, code]}
+    budget: 9s
+    draft: {t_min: 0.1}
+  - name: blanks
+    when: {blanks: true}
+    draft: {max_denoising_steps: 48}
+"""
+
+
+def settle(
+    task: str | None = "chat",
+    prompt_tokens: int = 10,
+    blanks: int = 0,
+    policy: str = POLICY,
+    **options: Any,
+) -> Settings:
+    signals = Signals(prompt_tokens, task, "given", 16, blanks)
+    return resolve(make_request("x", options), signals, parse_policy(policy, "p"))  # type: ignore[arg-type]
+
+
+def test_defaults_hold_where_nothing_else_speaks() -> None:
+    settings = settle()
+    assert settings.steps == (12, 16)
+    assert settings.modes == ("none", "cascade")
+    assert settings.budget_s == 2.0
+    assert settings.max_new_tokens == 100
+    assert settings.sampler == DraftParams(entropy_bound=0.2, t_min=0.3)
+    assert settings.decided_by == "task chat"
+    assert settle(task=None).decided_by == "defaults"
+
+
+def test_a_task_overrides_defaults_setting_by_setting() -> None:
+    settings = settle("code")
+    assert settings.steps == (24,)
+    assert settings.modes == ("verify",)
+    assert settings.budget_s == 5.0
+    assert (settings.sampler.entropy_bound, settings.sampler.t_min) == (0.05, 0.3)
+
+
+def test_the_first_matching_rule_overrides_the_task() -> None:
+    settings = settle("code", budget="50ms")
+    assert settings.steps == (4,)
+    assert settings.modes == ("none",)
+    assert settings.decided_by == "rule 'hurry'"
+    assert settings.sampler.entropy_bound == 0.05
+
+
+def test_a_rules_budget_yields_to_the_requests() -> None:
+    assert settle("code", prompt_tokens=2000).budget_s == 9.0
+    assert settle("code", prompt_tokens=2000, budget="3s").budget_s == 3.0
+
+
+def test_bounds_are_open_and_all_conditions_must_hold() -> None:
+    assert settle("code", prompt_tokens=1000).decided_by == "task code"
+    assert settle("code", prompt_tokens=1001).decided_by == "rule 'long prompts'"
+    assert settle(None, prompt_tokens=1001).decided_by == "defaults"
+    assert settle(budget="100ms").decided_by == "task chat"
+
+
+def test_the_requests_orders_come_last() -> None:
+    settings = settle(
+        "code",
+        max_denoising_steps=7,
+        refine="score",
+        entropy_bound=0.9,
+        max_new_tokens=5,
+        stability_threshold=0,
+    )
+    assert settings.steps == (7,)
+    assert settings.modes == ("score",)
+    assert settings.sampler.entropy_bound == 0.9
+    assert settings.sampler.stability_threshold == 0
+    assert settings.max_new_tokens == 5
+
+
+def test_an_infill_is_never_rewritten() -> None:
+    assert settle(blanks=3).modes == ("none",)
+    assert settle("code", blanks=3).modes == ("none",)
+    assert settle(blanks=3, refine="score").modes == ("score",)
+    with pytest.raises(RequestError, match="an infill keeps its text"):
+        settle(blanks=3, refine="verify")
+
+
+def test_steps_mean_that_something_is_drafted() -> None:
+    policy = "version: 1\ndefaults: {refine: {mode: [generate, none]}}\n"
+    assert settle(None, policy=policy).modes == ("generate", "none")
+    assert settle(None, policy=policy, max_denoising_steps=3).modes == ("none",)
+    alone = "version: 1\ndefaults: {refine: {mode: generate}}\n"
+    assert settle(None, policy=alone).steps == ()
+    with pytest.raises(RequestError, match="max_denoising_steps"):
+        settle(None, policy=alone, max_denoising_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("models", "wish", "said"),
+    [
+        ("{refiner: null}", "verify", "no refiner"),
+        ("{refiner: null}", "generate", "no refiner"),
+        ("{drafter: null}", "verify", "no drafter"),
+        ("{drafter: null}", "none", "no drafter"),
+    ],
+)
+def test_a_wish_needs_its_models(models: str, wish: str, said: str) -> None:
+    mode = "none" if "refiner" in models else "generate"
+    policy = f"version: 1\nmodels: {models}\ndefaults: {{refine: {{mode: {mode}}}}}\n"
+    with pytest.raises(RequestError, match=said):
+        settle(None, policy=policy, refine=wish)
+
+
+def test_cascade_has_a_threshold_where_none_is_given() -> None:
+    policy = "version: 1\ndefaults: {refine: {mode: cascade}}\n"
+    refine = settle(None, policy=policy).refine
+    assert (refine.min_token_logprob, refine.min_mean_logprob) == (-4.0, None)
+    policy = "version: 1\ndefaults: {refine: {mode: cascade, min_mean_logprob: -1}}\n"
+    refine = settle(None, policy=policy).refine
+    assert (refine.min_token_logprob, refine.min_mean_logprob) == (None, -1.0)
+
+
+def test_without_a_refiner_the_drafter_scores_itself() -> None:
+    policy = "version: 1\nmodels: {refiner: null}\ndefaults: {refine: {mode: score}}\n"
+    assert settle(None, policy=policy).refine.scorer == "self"
+    assert settle(None).refine.scorer == "refiner"
