@@ -110,7 +110,7 @@ def test_nearby_keys_do_not_collide() -> None:
 
 def test_mixing_is_a_bijection_of_small_counters() -> None:
     counters = torch.arange(-(2**19), 2**19, dtype=torch.int32)
-    assert mix_torch(counters.clone()).unique().numel() == counters.numel()
+    assert len(set(mix_torch(counters.clone()).tolist())) == counters.numel()
 
 
 def test_a_row_has_its_numbers_in_any_company() -> None:
@@ -195,4 +195,4 @@ def test_the_arg_max_of_gumbel_noise_samples_the_distribution() -> None:
 def test_what_is_impossible_is_never_sampled() -> None:
     noise = gumbel_torch(keys_of(range(1000), 64), 3)
     samples = (noise + torch.tensor([0.5, 0.5, 0.0]).log()).argmax(-1)
-    assert samples.unique().tolist() == [0, 1]
+    assert set(samples.flatten().tolist()) == {0, 1}
