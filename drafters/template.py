@@ -35,6 +35,13 @@ class Template:
 
 def parse_template(text: str, encoder: Encoder, canvas_length: int, end_token: int) -> Template:
     """The canvas that a template describes; raises RequestError if it cannot be one."""
+    sizes = [int(size) for size in _BLANK.findall(text)]
+    if "<blank" in _BLANK.sub("", text) or not sizes or 0 in sizes:
+        allowed = "write each blank as <blank:N> with the number of its tokens, such as <blank:3>"
+        raise RequestError("infill", text, allowed)
+    if sum(sizes) > canvas_length:  # before anything of that size is built
+        given = f"{sum(sizes)} blank tokens"
+        raise RequestError("infill", given, f"text and blanks fit in {canvas_length} tokens")
     tokens: list[int | None] = []
     parts = _BLANK.split(text)
     for index, part in enumerate(parts):
@@ -45,11 +52,6 @@ def parse_template(text: str, encoder: Encoder, canvas_length: int, end_token: i
             part = part.removesuffix(" ")  # a space before a blank is part of the blank's token
         if part:
             tokens += _continuation(part, encoder) if tokens else encoder.encode(part)
-    sizes = [int(size) for size in _BLANK.findall(text)]
-    leftover = _BLANK.sub("", text)
-    if "<blank" in leftover or not sizes or 0 in sizes:
-        allowed = "write each blank as <blank:N> with the number of its tokens, such as <blank:3>"
-        raise RequestError("infill", text, allowed)
     if len(tokens) > canvas_length:
         given = f"{len(tokens)} tokens, {tokens.count(None)} of them blank"
         raise RequestError("infill", given, f"text and blanks fit in {canvas_length} tokens")

@@ -25,7 +25,7 @@ from hybrid.embedded.objectives import diffusion_loss, encoder_loss, refiner_los
 from hybrid.embedded.optimizer import MuonAdam
 from hybrid.embedded.tokenizer import load as load_tokenizer
 
-BATCH_SIZE = 64
+BATCH_SIZES = {"drafter": 32, "refiner": 64}
 MUON_RATE, ADAM_RATE = 0.02, 3e-3
 WARM_UP_STEPS = 100
 DECAY_SHARE = 0.4  # of the time, at the end, the learning rate falls linearly
@@ -47,6 +47,7 @@ class Run:
     seed: int
     elapsed_s: float = 0.0
     step: int = 0
+    examples: int = 0
     averages: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -74,13 +75,15 @@ class Run:
         rate = decay * min(1.0, (self.step + 1) / WARM_UP_STEPS)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        batch = self.source.batch(BATCH_SIZE)
-        for half in (batch[: BATCH_SIZE // 2], batch[BATCH_SIZE // 2 :]):
+        size = BATCH_SIZES[self.role]
+        batch = self.source.batch(size)
+        for half in (batch[: size // 2], batch[size // 2 :]):
             torch.autograd.backward(self._loss(half) / 2)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
+        self.examples += size
 
     def _loss(self, examples: list[Example]) -> Tensor:
         if self.role == "refiner":
@@ -102,7 +105,7 @@ class Run:
         """One JSON object: minutes, steps, examples, and the losses' running means."""
         losses = {name: round(value, 4) for name, value in self.averages.items()}
         record = {"minutes": round(self.elapsed_s / 60, 2), "step": self.step}
-        return json.dumps({**record, "examples": self.step * BATCH_SIZE, **losses})
+        return json.dumps({**record, "examples": self.examples, **losses})
 
     def save(self) -> None:
         """Write everything that `resume` needs; never leaves half a file."""
@@ -113,6 +116,7 @@ class Run:
             "generator": self.generator.get_state(),
             "elapsed_s": self.elapsed_s,
             "step": self.step,
+            "examples": self.examples,
             "averages": self.averages,
         }
         new = self.out / "state.pt.new"
@@ -129,7 +133,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.optimizer.step_count = state["optimizer_steps"]
         self.generator.set_state(state["generator"])
-        self.elapsed_s, self.step = state["elapsed_s"], state["step"]
+        self.elapsed_s = state["elapsed_s"]
+        self.step, self.examples = state["step"], state["examples"]
         self.averages = state["averages"]
         self.source.reseed(f"train/{self.role}/{self.seed}/{self.step}")
 

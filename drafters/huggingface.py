@@ -1,0 +1,99 @@
+"""DiffusionGemma run by transformers, under the same loop as the native stack.
+
+The second implementation of a drafter: same seeds, same answers. Only the forward passes differ, so
+that a disagreement between the two is a mistake in one of the model stacks.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter, read_params
+from hybrid.drafters.noise import Noise
+from hybrid.errors import CheckpointError
+from hybrid.gemma.config import GemmaConfig
+from hybrid.gemma.tokenizer import ChatTokenizer
+from hybrid.gemma.twin import load_twin
+
+
+class HuggingFaceDrafter(DiffusionGemmaDrafter):
+    """`DiffusionGemmaDrafter` on transformers' forward passes."""
+
+    @classmethod
+    def from_directory(
+        cls, path: str | Path, device: str = "cpu", noise: Noise | None = None
+    ) -> Self:
+        """The drafter in a model folder; raises CheckpointError."""
+        config = GemmaConfig.from_directory(path)
+        if not config.canvas_length:
+            raise CheckpointError(str(path), "not a drafter: the model has no canvas")
+        model = TransformersModel(load_twin(path, device), config)
+        tokenizer = ChatTokenizer.from_directory(path)
+        return cls(model, tokenizer, noise, read_params(Path(path)))
+
+
+class TransformersModel:
+    """A `DiffusionGemmaForBlockDiffusion` as the denoising loop wants it, row by row.
+
+    The loop hands over the soft embedding that transformers would compute from logits, so a hook
+    puts it in the self-conditioning's place. A cache is a list of transformers caches, one a row.
+    """
+
+    def __init__(self, model: Any, config: GemmaConfig) -> None:
+        self.config = config
+        self.device: torch.device = model.device
+        self._model = model
+        self._signal: Tensor | None = None
+        model.model.decoder.self_conditioning.register_forward_pre_hook(
+            lambda module, inputs: (inputs[0], self._signal)
+        )
+
+    def new_cache(self, batch_size: int, capacity: int) -> list[Any]:
+        """Empty caches; they grow as they are filled."""
+        from transformers import DynamicCache
+
+        text = self._model.config.get_text_config(decoder=True)
+        return [DynamicCache(config=text) for _ in range(batch_size)]
+
+    def encode(
+        self, token_ids: Tensor, lengths: Sequence[int], cache: list[Any], rows: Sequence[int]
+    ) -> Tensor:
+        """See `GemmaModel.encode`."""
+        encoder = self._model.model.encoder.language_model
+        hidden = token_ids.new_zeros(
+            (*token_ids.shape, self.config.hidden_size), dtype=self._model.dtype
+        )
+        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            ids = token_ids[index : index + 1, :length]
+            output = encoder(input_ids=ids, past_key_values=cache[row])
+            hidden[index, :length] = output.last_hidden_state[0]
+        return hidden
+
+    def denoise(
+        self, canvas_ids: Tensor, soft_embedding: Tensor, cache: list[Any], rows: Sequence[int]
+    ) -> Tensor:
+        """See `GemmaModel.denoise`."""
+        states = []
+        for index, row in enumerate(rows):
+            self._signal = soft_embedding[index : index + 1]
+            output = self._model.model.decoder(
+                decoder_input_ids=canvas_ids[index : index + 1], past_key_values=cache[row]
+            )
+            states.append(output.last_hidden_state)
+        return self.logits(torch.cat(states))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `GemmaModel.logits`."""
+        logits: Tensor = self._model.lm_head(hidden).float()
+        softcap = self.config.final_logit_softcapping
+        return torch.tanh(logits / softcap) * softcap if softcap else logits
+
+    def soft_embed(self, probabilities: Tensor) -> Tensor:
+        """See `GemmaModel.soft_embed`."""
+        embedding = self._model.model.decoder.embed_tokens
+        mixed = probabilities.to(embedding.weight.dtype) @ embedding.weight
+        scaled: Tensor = mixed * embedding.embed_scale.to(mixed.dtype)
+        return scaled

@@ -1,0 +1,79 @@
+"""A model folder as transformers' own model: the second implementation, for comparison.
+
+transformers reads neither published spelling of NVFP4 on a CPU, so quantised matrices are decoded
+here, by the same reader as the native stack's; everything after that is transformers.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybrid.errors import CheckpointError
+from hybrid.gemma.checkpoint import FLOATS, Checkpoint
+from hybrid.gemma.fields import Fields
+from hybrid.gemma.quantized import MatrixReader, read_convention
+
+CLASSES = ("DiffusionGemmaForBlockDiffusion", "Gemma4ForCausalLM")
+_ENCODER, _DECODER = "model.encoder.language_model.", "model.decoder."
+
+
+def load_twin(path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """The transformers model of a folder, in evaluation mode; raises CheckpointError."""
+    import transformers
+
+    folder = Path(path)
+    name = next(iter(Fields.read(folder / "config.json").values.get("architectures") or [""]))
+    if name not in CLASSES:
+        raise CheckpointError(str(folder), f"architecture {name!r}: expected one of {CLASSES}")
+    kind = getattr(transformers, name)
+    config = kind.config_class.from_pretrained(folder)
+    config._experts_implementation = "eager"
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model: nn.Module = kind(config).to(device=device, dtype=dtype).eval()
+    checkpoint = Checkpoint(folder)
+    try:
+        reader = _Reader(checkpoint)
+        with torch.no_grad():
+            for tensor_name, tensor in model.state_dict().items():
+                if "vision" not in tensor_name:
+                    tensor.copy_(reader.read(tensor_name, tensor))
+    finally:
+        checkpoint.close()
+    return model
+
+
+class _Reader:
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._matrices = MatrixReader(checkpoint, read_convention(checkpoint.directory))
+
+    def read(self, name: str, like: Tensor) -> Tensor:
+        """The tensor `name` of a state dict, from however the folder stores it."""
+        module = name.removesuffix(".weight")
+        if self._matrices.is_quantized(module):
+            return self._matrices.read(module, like.shape)
+        if name in self._checkpoint:
+            return self._checkpoint.read(name, like.shape, FLOATS)
+        if name == "lm_head.weight":
+            tied = "decoder." if f"{_DECODER}embed_tokens.weight" in self._checkpoint else ""
+            return self.read(f"model.{tied}embed_tokens.weight", like)
+        if name.startswith(_ENCODER):
+            return self.read(name.replace(_ENCODER, _DECODER, 1), like)
+        if name.endswith(".experts.gate_up_proj"):
+            return self._experts(module.removesuffix("gate_up_proj"), ("gate", "up"), like)
+        if name.endswith(".experts.down_proj"):
+            return self._experts(module.removesuffix("down_proj"), ("down",), like)
+        raise self._checkpoint.error(name, "missing tensor")
+
+    def _experts(self, prefix: str, parts: tuple[str, ...], like: Tensor) -> Tensor:
+        experts, rows, columns = like.shape
+        shape = rows // len(parts), columns
+        return torch.stack(
+            [
+                torch.cat([self._matrices.read(f"{prefix}{e}.{p}_proj", shape) for p in parts])
+                for e in range(experts)
+            ]
+        )

@@ -1,0 +1,366 @@
+"""The drafter held to transformers' own generation, and to what it promises a request."""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hybrid.deadline import Deadline
+from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
+from hybrid.drafters.noise import CounterNoise, Draw
+from hybrid.embedded import weights_path
+from hybrid.embedded.tasks import TASKS, evaluation_set
+from hybrid.errors import Cancelled, CheckpointError, RequestError
+from hybrid.gemma.model import load_model
+from hybrid.gemma.tokenizer import ChatTokenizer
+from hybrid.gemma.twin import load_twin
+from hybrid.protocols import DraftJob
+from hybrid.types import Denoised, Draft, DraftParams, Request
+
+FOLDER = weights_path("drafter")
+
+
+@pytest.fixture(scope="module")
+def drafter() -> DiffusionGemmaDrafter:
+    return DiffusionGemmaDrafter.from_directory(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def twin() -> Any:
+    return load_twin(FOLDER)
+
+
+def make_job(prompt: str = "add 12 + 34", seed: int = 0, **changes: Any) -> DraftJob:
+    names = DraftParams.__dataclass_fields__
+    params = DraftParams(**{name: changes.pop(name) for name in names if name in changes})
+    request = Request(prompt, infill=changes.pop("infill", None))
+    job = DraftJob(request, params, seed, changes.pop("max_new_tokens", 32), Deadline())
+    return replace(job, **changes)
+
+
+def draft_one(drafter: DiffusionGemmaDrafter, **changes: Any) -> Draft:
+    return drafter.draft([make_job(**changes)])[0]
+
+
+class Replay:
+    """The numbers that `CounterNoise` gives one row, in the order in which transformers draws."""
+
+    def __init__(self, seed: int, steps_by_canvas: Sequence[int]) -> None:
+        self.noise = CounterNoise(torch.device("cpu"))
+        starts = [
+            Draw(seed, canvas, step)
+            for canvas, steps in enumerate(steps_by_canvas)
+            for step in range(steps + 1)
+        ]
+        self.tokens = iter(starts)
+        self.samples = iter([draw for draw in starts if draw.step])
+
+    def randint(self, low: int, high: int, size: tuple[int, int], device: Any) -> Tensor:
+        return self.noise.tokens([next(self.tokens)], size[1], high)
+
+    def multinomial(self, probabilities: Tensor, num_samples: int) -> Tensor:
+        return self.noise.sample([next(self.samples)], probabilities.log()[None])[0][:, None]
+
+
+@contextmanager
+def replaced_noise(replay: Replay) -> Iterator[None]:
+    """transformers draws its numbers from here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randint", replay.randint)
+        patch.setattr(torch, "multinomial", replay.multinomial)
+        yield
+
+
+def generate(
+    model: Any, prompt: list[int], job: DraftJob, ours: Draft, ends: list[int]
+) -> list[int]:
+    """transformers' answer under the same noise, cut after its end token."""
+    from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
+        DiffusionGemmaGenerationConfig,
+        EntropyBoundSamplerConfig,
+    )
+
+    params = job.params
+    config = DiffusionGemmaGenerationConfig(
+        max_new_tokens=job.max_new_tokens,
+        max_denoising_steps=params.max_denoising_steps,
+        t_min=params.t_min,
+        t_max=params.t_max,
+        stability_threshold=params.stability_threshold,
+        confidence_threshold=params.confidence_threshold,
+        sampler_config=EntropyBoundSamplerConfig(entropy_bound=params.entropy_bound),
+        eos_token_id=ends,
+        pad_token_id=0,
+    )
+    replay = Replay(job.seed, [canvas.steps for canvas in ours.canvases])
+    with replaced_noise(replay), torch.no_grad():
+        output = model.generate(torch.tensor([prompt]), generation_config=config)
+    assert next(replay.samples, None) is None, "transformers stopped earlier"
+    tokens: list[int] = output.sequences[0, len(prompt) :].tolist()
+    end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+    return tokens[: end + 1]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_generation_equals_transformers_on_the_embedded_pair(
+    task: str, drafter: DiffusionGemmaDrafter, twin: Any
+) -> None:
+    ends = sorted(drafter.model.config.end_token_ids)
+    for seed, instance in enumerate(evaluation_set(task, 4)):
+        job = make_job(instance.prompt, seed, max_denoising_steps=(1, 2, 8, 48)[seed])
+        prompt = drafter.tokenizer.encode_conversation(job.request.conversation)
+        (ours,) = drafter.draft([job])
+        assert list(ours.token_ids) == generate(twin, prompt, job, ours, ends)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_generation_equals_transformers_on_random_models(
+    seed: int, make_diffusion: Callable[..., tuple[Any, Path]]
+) -> None:
+    """Several canvases, end tokens inside them, every sampler setting, K=V and odd windows."""
+    rng = random.Random(seed)
+    overrides = {
+        "sliding_window": rng.choice((5, 12, 40)),
+        "num_attention_heads": rng.choice((2, 4)),
+        "vocab_size": 43,
+    }
+    model, folder = make_diffusion(canvas_length=rng.choice((4, 7)), seed=seed, **overrides)
+    tokenizer = ChatTokenizer.from_directory(FOLDER)  # its prompts are replaced by random ids
+    drafter = DiffusionGemmaDrafter(load_model(folder), tokenizer)
+    prompt = [rng.randrange(10, 43) for _ in range(rng.choice((1, 9, 30)))]
+    tokenizer.encode_conversation = lambda messages: prompt  # type: ignore[method-assign]
+    tokenizer.decode = lambda ids: ""  # type: ignore[method-assign, assignment]
+    canvas_length = drafter.canvas_length
+    for steps in (1, 3, 12):
+        job = make_job(
+            seed=100 * seed + steps,
+            max_denoising_steps=steps,
+            entropy_bound=rng.choice((0.001, 0.5, 4.0)),
+            t_min=0.2,
+            t_max=rng.choice((0.3, 1.0)),
+            stability_threshold=rng.choice((0, 1, 2)),
+            confidence_threshold=rng.choice((0.005, 2.5)),
+            max_new_tokens=3 * canvas_length,
+        )
+        (ours,) = drafter.draft([job])
+        assert list(ours.token_ids) == generate(model, prompt, job, ours, [1, 5])
+
+
+def test_an_answer_depends_on_its_seed_and_not_on_its_company(
+    drafter: DiffusionGemmaDrafter,
+) -> None:
+    prompts = [evaluation_set(task, 1)[0].prompt for task in TASKS]
+    jobs = [
+        make_job(prompt, seed, max_denoising_steps=1 + 5 * (seed % 3), max_new_tokens=24 + seed)
+        for seed, prompt in enumerate(prompts)
+    ]
+    alone = [drafter.draft([job])[0] for job in jobs]
+    for order in (jobs, jobs[::-1], jobs[3:] + jobs[:3]):
+        together = {job.seed: draft for job, draft in zip(order, drafter.draft(order), strict=True)}
+        for seed, single in enumerate(alone):
+            assert together[seed].token_ids == single.token_ids
+            assert together[seed].canvases[0].steps == single.canvases[0].steps
+
+
+def test_seeds_repeat_and_differ(drafter: DiffusionGemmaDrafter) -> None:
+    def answer(seed: int) -> tuple[int, ...]:
+        return draft_one(
+            drafter, prompt="list 7 fruits", seed=seed, max_denoising_steps=2
+        ).token_ids
+
+    assert answer(1) == answer(1)
+    assert len({answer(seed) for seed in range(12)}) > 4
+
+
+def test_steps_are_reported_as_they_happen(drafter: DiffusionGemmaDrafter) -> None:
+    events: list[Denoised] = []
+    draft = draft_one(
+        drafter,
+        prompt="numbers",
+        max_denoising_steps=5,
+        confidence_threshold=0.0,
+        on_step=events.append,
+    )
+    assert [event.step for event in events] == [1, 2, 3, 4, 5]
+    assert all(event.max_denoising_steps == 5 for event in events)
+    assert all(len(e.pieces) == len(e.accepted) == len(e.entropy) for e in events)
+    assert all(0 <= h <= math.log(drafter.model.config.vocab_size) for h in events[0].entropy)
+    assert events[-1].text.strip() == draft.text.strip()
+    assert any(events[0].accepted) or not events[0].accepted
+
+
+def test_a_sure_and_stable_canvas_stops_early(drafter: DiffusionGemmaDrafter) -> None:
+    loose = {"max_denoising_steps": 20, "confidence_threshold": 100.0}
+    now = draft_one(drafter, **loose, stability_threshold=0)
+    assert now.canvases[0].steps == 1
+    assert now.canvases[0].converged
+    never = draft_one(drafter, max_denoising_steps=20, confidence_threshold=0.0)
+    assert never.canvases[0].steps == 20
+    assert not never.canvases[0].converged
+    twice = draft_one(drafter, **loose, stability_threshold=2)
+    assert twice.canvases[0].steps >= 3
+
+
+def test_the_deadline_leaves_the_best_canvas_so_far(drafter: DiffusionGemmaDrafter) -> None:
+    spent = Deadline.after(1e-9)
+    draft = draft_one(drafter, max_denoising_steps=30, confidence_threshold=0.0, deadline=spent)
+    assert draft.finish_reason == "budget"
+    assert draft.steps == 1
+    single = draft_one(drafter, max_denoising_steps=30, confidence_threshold=0.0)
+    assert len(draft.token_ids) <= 32
+    assert single.finish_reason != "budget"
+
+
+def test_one_rows_deadline_is_not_anothers(drafter: DiffusionGemmaDrafter) -> None:
+    hurried = make_job(
+        seed=1, max_denoising_steps=6, confidence_threshold=0.0, deadline=Deadline.after(1e-9)
+    )
+    calm = make_job(seed=2, max_denoising_steps=6, confidence_threshold=0.0)
+    first, second = drafter.draft([hurried, calm])
+    assert (first.finish_reason, first.steps) == ("budget", 1)
+    assert second.token_ids == drafter.draft([calm])[0].token_ids
+
+
+def test_cancelling_takes_effect_within_a_step(drafter: DiffusionGemmaDrafter) -> None:
+    deadline, steps = Deadline(), []
+
+    def cancel(event: Denoised) -> None:
+        steps.append(event.step)
+        deadline.cancel()
+
+    with pytest.raises(Cancelled):
+        draft_one(drafter, max_denoising_steps=30, deadline=deadline, on_step=cancel)
+    assert steps == [1]
+
+
+def test_ctrl_c_in_mid_draft_leaves_the_drafter_usable(drafter: DiffusionGemmaDrafter) -> None:
+    before = draft_one(drafter, seed=5)
+
+    def interrupt(event: Denoised) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draft_one(drafter, seed=9, on_step=interrupt)
+    assert draft_one(drafter, seed=5).token_ids == before.token_ids
+
+
+def test_a_long_answer_takes_several_canvases(drafter: DiffusionGemmaDrafter) -> None:
+    draft = draft_one(
+        drafter, prompt="translate to zed: the king sees the dog", max_new_tokens=80, seed=3
+    )
+    if draft.finish_reason == "stop":
+        assert draft.token_ids[-1] in drafter.model.config.end_token_ids
+    limited = draft_one(drafter, prompt="summarize: max met ada", max_new_tokens=5)
+    assert len(limited.token_ids) == 5
+    assert limited.finish_reason == "length"
+    assert len(limited.entropy) == 5
+
+
+def test_canvases_follow_each_other_where_nothing_ends_the_answer(
+    make_diffusion: Callable[..., tuple[Any, Path]],
+) -> None:
+    _, folder = make_diffusion(canvas_length=4, seed=3)
+    model = load_model(folder)
+    model.config = replace(model.config, end_token_ids=frozenset({60}))
+    model.weights.embedding[60] = 0
+    tokenizer = ChatTokenizer.from_directory(FOLDER)
+    tokenizer.encode_conversation = lambda messages: [11, 12]  # type: ignore[method-assign]
+    tokenizer.decode = lambda ids: ""  # type: ignore[method-assign, assignment]
+    draft = draft_one(
+        DiffusionGemmaDrafter(model, tokenizer), max_new_tokens=10, max_denoising_steps=2
+    )
+    assert len(draft.canvases) == 3
+    assert len(draft.token_ids) == 10
+    assert draft.finish_reason == "length"
+
+
+def test_a_warm_start_is_the_first_canvas(drafter: DiffusionGemmaDrafter) -> None:
+    instance = evaluation_set("reason", 1)[0]
+    answer = drafter.tokenizer.encode(instance.answer)
+    ids = (*answer, *[1] * (32 - len(answer)))
+    warm = draft_one(drafter, prompt=instance.prompt, max_denoising_steps=1, warm_start=ids)
+    cold = draft_one(drafter, prompt=instance.prompt, max_denoising_steps=1)
+    right = drafter.tokenizer.decode(answer).split()
+
+    def hits(draft: Draft) -> int:
+        return sum(a == b for a, b in zip(draft.text.split(), right, strict=False))
+
+    assert hits(warm) > hits(cold)
+
+
+def test_an_infill_keeps_its_text_and_writes_only_blanks(drafter: DiffusionGemmaDrafter) -> None:
+    events: list[Denoised] = []
+    draft = draft_one(
+        drafter,
+        prompt="code: c + n == 11; y + z == 5",
+        infill="c =<blank:1>; n = 4; y =<blank:1>; z = 1",
+        max_denoising_steps=6,
+        on_step=events.append,
+    )
+    before, _, after = draft.text.partition("; n = 4; y =")
+    assert before.startswith("c =")
+    assert after.endswith("; z = 1")
+    assert len(draft.canvases) == 1
+    fixed = [i for i, piece in enumerate(events[0].pieces) if piece.strip() in ("n", "z", "4")]
+    assert all(events[0].accepted[i] and events[0].entropy[i] == 0 for i in fixed)
+
+
+def test_self_scores_are_the_encoders_as_a_language_model(
+    drafter: DiffusionGemmaDrafter, twin: Any
+) -> None:
+    for seed, prompt in enumerate(["add 12 + 34", "sort up: 4 1 3", "list 3 fruits"]):
+        draft = draft_one(drafter, prompt=prompt, seed=seed, self_score=True)
+        context = drafter.tokenizer.encode_conversation(Request(prompt).conversation)
+        ids = torch.tensor([[*context, *draft.token_ids]])
+        with torch.no_grad():
+            hidden = twin.model.encoder.language_model(input_ids=ids).last_hidden_state
+            logits = 30 * torch.tanh(twin.lm_head(hidden) / 30)
+        log_p = logits[0, len(context) - 1 : -1].log_softmax(-1)
+        expected = log_p.gather(1, torch.tensor(draft.token_ids)[:, None])[:, 0]
+        torch.testing.assert_close(
+            torch.tensor(draft.self_logprobs), expected, atol=2e-4, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"max_denoising_steps": 0}, "max_denoising_steps"),
+        ({"entropy_bound": -0.1}, "entropy_bound"),
+        ({"t_min": 0.0}, "t_min"),
+        ({"t_min": 0.9}, "t_min"),
+        ({"t_max": float("inf")}, "t_max"),
+        ({"stability_threshold": -1}, "stability_threshold"),
+        ({"confidence_threshold": -1.0}, "confidence_threshold"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"seed": -1}, "seed"),
+        ({"warm_start": (1,) * 33}, "warm_start"),
+        ({"warm_start": (100_000,)}, "warm_start"),
+        ({"prompt": "cat " * 2000}, "prompt"),
+        ({"infill": "a <blank:31> b c"}, "infill"),
+        ({"infill": "no blank"}, "infill"),
+    ],
+)
+def test_settings_that_mean_nothing_name_their_field(
+    drafter: DiffusionGemmaDrafter, changes: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        draft_one(drafter, **changes)
+    assert caught.value.field == field
+
+
+def test_the_folders_own_settings_are_the_default(drafter: DiffusionGemmaDrafter) -> None:
+    assert drafter.default_params == DraftParams()
+    assert (drafter.canvas_length, drafter.max_context) == (32, 1024)
+
+
+def test_a_refiner_is_no_drafter() -> None:
+    with pytest.raises(CheckpointError, match="no canvas"):
+        DiffusionGemmaDrafter.from_directory(weights_path("refiner"))
