@@ -84,11 +84,12 @@ class DiffusionGemmaDrafter:
         """See `Drafter.draft`; raises RequestError for settings or prompts that cannot work."""
         for job in jobs:
             check_job(job, self.canvas_length, self.model.config.vocab_size)
+        templates = [self._job_template(job) for job in jobs]
         prompts = [self._prompt(job.request) for job in jobs]
         rooms = [self._room(len(prompt), job) for prompt, job in zip(prompts, jobs, strict=True)]
         cache = self.model.new_cache(len(jobs), max(rooms))
         with torch.inference_mode():
-            works = self._start(jobs, prompts, rooms, cache)
+            works = self._start(jobs, templates, prompts, rooms, cache)
             active = works
             while active:
                 started = time.perf_counter()
@@ -122,9 +123,17 @@ class DiffusionGemmaDrafter:
         end_token = min(self.model.config.end_token_ids)
         return parse_template(request.infill, self.tokenizer, self.canvas_length, end_token)
 
+    def _job_template(self, job: DraftJob) -> Template | None:
+        template = self._template(job.request)
+        if template and template.text_tokens > job.max_new_tokens:
+            allowed = f"the infill's text and blanks have {template.text_tokens} tokens"
+            raise RequestError("max_new_tokens", job.max_new_tokens, allowed)
+        return template
+
     def _start(
         self,
         jobs: Sequence[DraftJob],
+        templates: Sequence[Template | None],
         prompts: Sequence[list[int]],
         rooms: Sequence[int],
         cache: Any,
@@ -140,7 +149,7 @@ class DiffusionGemmaDrafter:
                 cache_row=index,
                 canvas_ids=self._random_canvas(Draw(job.seed, canvas=0, step=0)),
                 soft_embedding=torch.zeros(size, device=self.model.device),
-                template=self._template(job.request),
+                template=templates[index],
             )
             row.warm_start(job.warm_start)
             room = rooms[index] - len(prompts[index])
@@ -165,7 +174,7 @@ class DiffusionGemmaDrafter:
         if row.job.on_step is None:
             return
         token_ids = row.best_ids.tolist()
-        count = self._count_answer(token_ids)
+        count = self._count_answer(token_ids, row.template)
         row.job.on_step(
             Denoised(
                 canvas=row.canvas,
@@ -177,10 +186,12 @@ class DiffusionGemmaDrafter:
             )
         )
 
-    def _count_answer(self, token_ids: Sequence[int]) -> int:
-        """How many tokens come before the first end token."""
+    def _count_answer(self, token_ids: Sequence[int], template: Template | None) -> int:
+        """How many tokens come before the end token, the first one after all given text."""
         ends = self.model.config.end_token_ids
-        return next((i for i, token in enumerate(token_ids) if token in ends), len(token_ids))
+        least = template.least_tokens if template else 0
+        places = range(least, len(token_ids))
+        return next((place for place in places if token_ids[place] in ends), len(token_ids))
 
     def _end_canvases(self, works: Sequence["_Work"], cache: Any) -> None:
         """Take over finished canvases; commit those that are followed or scored, start the next."""
@@ -210,7 +221,7 @@ class DiffusionGemmaDrafter:
         row, job = work.row, work.row.job
         token_ids = row.best_ids.tolist()
         left = min(job.max_new_tokens - len(work.token_ids), work.room - len(work.token_ids))
-        count = self._count_answer(token_ids)
+        count = self._count_answer(token_ids, row.template)
         has_end = count < len(token_ids) and count < left
         work.latest_ids = token_ids[: min(count + has_end, left)]
         work.token_ids += work.latest_ids

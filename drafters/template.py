@@ -7,7 +7,7 @@ from typing import Protocol
 
 from hybrid.errors import RequestError
 
-_BLANK = re.compile(r"<blank:(\d+)>")
+_BLANK = re.compile(r"<blank:(\d{1,18})>")
 _ANCHORS = ("\n", ".", "a")  # text to put before a piece that continues a line
 
 
@@ -31,6 +31,12 @@ class Template:
     def blank_tokens(self) -> int:
         """How many tokens the drafter writes."""
         return self.tokens.count(None)
+
+    @property
+    def least_tokens(self) -> int:
+        """How many tokens the answer has at least: up to the last one that was given."""
+        written = enumerate(self.tokens[: self.text_tokens])
+        return max((index + 1 for index, token in written if token is not None), default=0)
 
 
 def parse_template(text: str, encoder: Encoder, canvas_length: int, end_token: int) -> Template:
