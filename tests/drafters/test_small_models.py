@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from jinja2 import Template
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from hybrid.deadline import Deadline
@@ -25,14 +23,6 @@ from hybrid.types import Denoised, Draft, DraftParams, Request
 
 VOCABULARY, END_TOKENS = 61, (1, 5)
 CONFIDENT = 2.0  # nats: a random model is never sure, so that canvases would never converge
-
-
-def make_tokenizer() -> ChatTokenizer:
-    """One token a word: w0, w1, and so on."""
-    words = {f"w{index}": index for index in range(VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return ChatTokenizer(tokenizer, Template("{{ messages[-1].content }}"), {})
 
 
 def prompt(seed: int, length: int) -> str:
@@ -87,8 +77,8 @@ def both(make_diffusion: Callable[..., tuple[Any, Path]]) -> Models:
 
 
 @pytest.fixture(scope="module")
-def drafter(both: Models) -> DiffusionGemmaDrafter:
-    return DiffusionGemmaDrafter(both[1], make_tokenizer())
+def drafter(both: Models, word_tokenizer: ChatTokenizer) -> DiffusionGemmaDrafter:
+    return DiffusionGemmaDrafter(both[1], word_tokenizer)
 
 
 def outcome(draft: Draft) -> tuple[Any, ...]:
@@ -142,7 +132,7 @@ def test_transformers_forward_passes_give_the_same_answers(
     transformed = TransformersModel(both[0], both[1].config)
     jobs = many_jobs(40)
     assert_alike(
-        DiffusionGemmaDrafter(transformed, make_tokenizer()).draft(jobs), drafter.draft(jobs)
+        DiffusionGemmaDrafter(transformed, drafter.tokenizer).draft(jobs), drafter.draft(jobs)
     )
 
 

@@ -42,7 +42,11 @@ def test_a_space_before_a_blank_belongs_to_the_blank() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["no blanks", "<blank:0>", "<blank:>", "<blank>", "<blank:-1>", "<blank:two>", "", "<blank:1"],
+    [
+        *("no blanks", "<blank:0>", "<blank:>", "<blank>", "<blank:-1>", "<blank:two>", ""),
+        *("<blank:1", "<blank: 1>", "<blank:1><blank:0>", "<blank:1> <blank", "<BLANK:1>"),
+        f"<blank:{'9' * 5000}>",
+    ],
 )
 def test_malformed_templates_are_told_how_to_write_one(text: str) -> None:
     with pytest.raises(RequestError, match="<blank:N>") as caught:
@@ -59,3 +63,10 @@ def test_a_template_fits_in_one_canvas(text: str, fits: bool) -> None:
             layout(text, 8)
     with pytest.raises(RequestError, match="fit in"):
         layout("a <blank:99999999999>")
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("<blank:4>", 0), ("x <blank:4>", 1), ("x <blank:4>;", 6)]
+)
+def test_an_answer_is_at_least_as_long_as_what_was_given(text: str, tokens: int) -> None:
+    assert parse_template(text, TOKENIZER, 8, END).least_tokens == tokens
