@@ -1,0 +1,202 @@
+"""`hybrid doctor`: what this machine can do, and a fix for everything that fails.
+
+Each check is one line: ✓ good, ! works with less, ✗ broken. Only ✗ makes the exit code 1.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from rich.table import Table
+from rich.text import Text
+
+from hybrid.cli.render import printable
+from hybrid.cli.run import Flag
+from hybrid.cli.terminal import Terminal
+
+Status = Literal["good", "less", "broken"]
+SIGNS: dict[Status, tuple[str, str]] = {
+    "good": ("✓", "green"),
+    "less": ("!", "yellow"),
+    "broken": ("✗", "red"),
+}
+KNOWN_MODELS = (
+    "google/diffusiongemma-26B-A4B-it",
+    "nvidia/diffusiongemma-26B-A4B-it-NVFP4",
+    "RedHatAI/diffusiongemma-26B-A4B-it-NVFP4",
+    "google/gemma-4-26B-A4B-it",
+    "nvidia/Gemma-4-26B-A4B-NVFP4",
+    "RedHatAI/gemma-4-26B-A4B-it-NVFP4",
+)
+_PROMPT = "add 12 + 34"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check's outcome; `fix` says what to do unless it is good."""
+
+    check: str
+    status: Status
+    message: str
+    fix: str = ""
+
+
+def doctor(*, as_json: Annotated[Flag, Parameter(name="--json")] = False) -> int:
+    """Check this machine, with one line that fixes each failure.
+
+    Parameters
+    ----------
+    as_json
+        Print one JSON object.
+    """
+    findings = [run(check) for check in CHECKS]
+    if as_json:
+        print(json.dumps({"findings": [asdict(finding) for finding in findings]}))
+    else:
+        Terminal().print(report(findings))
+    return int(any(finding.status == "broken" for finding in findings))
+
+
+def run(check: Callable[[], Finding]) -> Finding:
+    """The check's finding; whatever it stumbles over is a finding too."""
+    try:
+        return check()
+    except Exception as error:  # a doctor that falls ill helps nobody
+        name = check.__name__.removeprefix("check_").replace("_", " ")
+        fix = "install hybrid again: pip install --force-reinstall hybrid-gemma"
+        return Finding(name, "broken", f"{type(error).__name__}: {error}", fix)
+
+
+def report(findings: Sequence[Finding]) -> Table:
+    """A line a finding, and the fix under it."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        sign, style = SIGNS[finding.status]
+        table.add_row(Text(sign, style), finding.check, Text(printable(finding.message)))
+        if finding.fix:
+            table.add_row("", "", Text(f"→ {printable(finding.fix)}", "dim"))
+    return table
+
+
+def check_python() -> Finding:
+    """Python's version."""
+    system = f"{platform.system()} {platform.machine()}"
+    return Finding("python", "good", f"{platform.python_version()} on {system}")
+
+
+def check_torch() -> Finding:
+    """PyTorch, its build and threads."""
+    import torch
+
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    threads = torch.get_num_threads()
+    return Finding("torch", "good", f"{torch.__version__}, {build}, {threads} threads")
+
+
+def check_transformers() -> Finding:
+    """transformers, for chat templates, training and the second implementation."""
+    return Finding("transformers", "good", version("transformers"))
+
+
+def check_triton() -> Finding:
+    """Triton, which GPU kernels are compiled with."""
+    try:
+        return Finding("triton", "good", version("triton"))
+    except PackageNotFoundError:
+        fix = "pip install triton (Linux only); nothing that runs today needs it"
+        return Finding("triton", "less", "not installed", fix)
+
+
+def check_gpu() -> Finding:
+    """NVIDIA GPUs, and what NVFP4 means on them."""
+    import torch
+
+    if not torch.cuda.is_available():
+        fix = (
+            "nothing to fix for the embedded pair; real models need a CUDA build of torch and a GPU"
+        )
+        return Finding("gpu", "less", "none that torch can use: everything runs on the CPU", fix)
+    properties = torch.cuda.get_device_properties(0)
+    capability = properties.major * 10 + properties.minor
+    nvfp4 = (
+        "could multiply in NVFP4"
+        if capability >= 100
+        else "could read NVFP4 weights and multiply in bfloat16"
+        if capability >= 80
+        else "too old for NVFP4 kernels"
+    )
+    size = properties.total_memory / 2**30
+    message = f"{properties.name}, {size:.0f} GiB, sm_{capability}: {nvfp4}"
+    return Finding(
+        "gpu",
+        "less",
+        f"{message}; today's reference operations decode NVFP4 when loading",
+        "nothing to fix: NVFP4 kernels are not in this version",
+    )
+
+
+def check_embedded_pair() -> Finding:
+    """The embedded pair loads and answers."""
+    from hybrid.backends import load_models
+    from hybrid.policies.schema import ModelSection
+    from hybrid.types import Request
+
+    pair = load_models(ModelSection(), ModelSection())
+    assert pair.drafter is not None and pair.refiner is not None
+    session = pair.refiner.open(Request(_PROMPT), 8)
+    session.score(())
+    tokens = pair.drafter.count_prompt_tokens(Request(_PROMPT))
+    return Finding("embedded pair", "good", f"loads and reads a prompt of {tokens} tokens")
+
+
+def check_model_cache() -> Finding:
+    """Published models that are already on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    names = [name for name in KNOWN_MODELS if try_to_load_from_cache(name, "config.json")]
+    if names:
+        return Finding("models", "good", f"in the Hugging Face cache: {', '.join(names)}")
+    fix = f"for a real model: hf download {KNOWN_MODELS[1]}"
+    return Finding("models", "less", "no DiffusionGemma or Gemma 4 in the Hugging Face cache", fix)
+
+
+def check_latency() -> Finding:
+    """Whether latency is measured, and whether it can be kept."""
+    from hybrid.policies.latency import cache_file, read_cache
+    from hybrid.policies.loader import load_policy
+
+    file = cache_file(load_policy("balanced"))
+    if read_cache(file) is not None:
+        return Finding("latency", "good", f"measured and kept in {file.parent}")
+    existing = next(folder for folder in file.parents if folder.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK):
+        fix = "nothing to fix: the first request measures it, in about a second"
+        return Finding("latency", "less", f"not measured yet; will be kept in {file.parent}", fix)
+    fix = f"make {_short(existing)} a writable folder, or set XDG_CACHE_HOME to one"
+    return Finding("latency", "broken", f"cannot be kept: {existing} is not writable", fix)
+
+
+def _short(path: Path) -> str:
+    home = str(Path.home())
+    return str(path).replace(home, "~", 1) if str(path).startswith(home) else str(path)
+
+
+CHECKS: tuple[Callable[[], Finding], ...] = (
+    check_python,
+    check_torch,
+    check_triton,
+    check_transformers,
+    check_gpu,
+    check_embedded_pair,
+    check_model_cache,
+    check_latency,
+)

@@ -1,0 +1,55 @@
+"""`hybrid doctor`: one line a check, one line a fix."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hybrid.cli import main
+from hybrid.cli.doctor import CHECKS, Finding, report, run
+from hybrid.cli.terminal import Terminal
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_a_working_machine_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for check in ("python", "torch", "triton", "transformers", "gpu", "embedded pair", "models"):
+        assert check in out
+    assert "✗" not in out
+
+
+def test_everything_that_is_not_good_has_a_fix(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert len(findings) == len(CHECKS)
+    for finding in findings:
+        assert bool(finding["fix"]) == (finding["status"] != "good")
+
+
+def test_a_cache_that_cannot_be_written_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "✗" in out
+    assert "XDG_CACHE_HOME" in out
+
+
+def test_a_check_that_falls_over_is_a_finding() -> None:
+    def check_spirits() -> Finding:
+        raise RuntimeError("low\x1b[31m")
+
+    finding = run(check_spirits)
+    assert (finding.check, finding.status) == ("spirits", "broken")
+    assert "RuntimeError: low" in finding.message
+    console = Terminal(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(report([finding]))
+    assert "\x1b" not in console.export_text()

@@ -1,0 +1,77 @@
+"""`hybrid inspect`: what a folder holds, from headers alone."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybrid.cli import main
+from hybrid.cli.inspect import inspect_folder
+from hybrid.embedded import weights_path
+
+
+def test_the_embedded_drafter_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(weights_path("drafter"))]) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "diffusion_gemma, a drafter",
+        "4: 2 full, 2 sliding over 96 tokens",
+        "4, 2 active",
+        "1,024 tokens, canvas 32",
+        "NVFP4 as modelopt spells it",
+        "1.2 M parameters",
+        "fits in 8 GB",
+    ):
+        assert words in out
+
+
+@pytest.mark.parametrize("role", ["drafter", "refiner"])
+def test_every_parameter_is_counted_once(role: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from hybrid.gemma.twin import load_twin
+
+    folder = weights_path(role)
+    assert main(["inspect", str(folder), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["parameters"] == sum(part["parameters"] for part in record["parts"])
+    twin = load_twin(folder)
+    expected = sum(p.numel() for n, p in twin.named_parameters() if "vision" not in n)
+    assert abs(record["parameters"] - expected) <= 16  # layers' scalars are buffers in between
+    sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]
+    assert 0 <= sum(sizes) - record["stored_bytes"] < 200_000  # the rest is the header
+
+
+def test_other_geometries_and_unquantised_folders(
+    make_diffusion: Callable[..., tuple[Any, Path]], make_causal: Callable[..., tuple[Any, Path]]
+) -> None:
+    drafter = inspect_folder(make_diffusion()[1])
+    assert (drafter.role, drafter.quantisation, drafter.canvas_length) == ("drafter", "none", 6)
+    assert {part.name for part in drafter.parts} >= {"vision", "experts", "self-conditioning"}
+    assert not [part for part in drafter.parts if part.name == "other"]
+    refiner = inspect_folder(make_causal()[1])
+    assert (refiner.role, refiner.experts) == ("refiner", "none")
+
+
+def test_damaged_folders_are_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def error_of(folder: Path) -> str:
+        assert main(["inspect", str(folder)]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        return err
+
+    assert "missing; is this a model folder?" in error_of(tmp_path / "nowhere")
+    folder = tmp_path / "model"
+    shutil.copytree(weights_path("drafter"), folder)
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert "not a whole safetensors file" in error_of(folder)
+    weights.unlink()
+    assert "holds no *.safetensors file" in error_of(folder)
+    (folder / "config.json").write_text("{]")
+    assert "not readable as JSON" in error_of(folder)
