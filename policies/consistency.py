@@ -3,15 +3,25 @@
 from collections.abc import Iterator
 
 from hybrid.errors import did_you_mean
-from hybrid.policies.schema import DraftSection, Policy, RefineSection, WhenSection
+from hybrid.policies.schema import (
+    CountBounds,
+    DraftSection,
+    DurationBounds,
+    Policy,
+    RefineSection,
+    RuleSection,
+    WhenSection,
+)
+from hybrid.types import DraftParams, RefineMode
 
-Contradiction = tuple[tuple[str | int, ...], str]
 Parts = tuple[str | int, ...]
+Contradiction = tuple[Parts, str]
 
 
 def find_contradictions(policy: Policy) -> list[Contradiction]:
     """Places and messages, in the file's order of sections."""
-    return [*_models(policy), *_sections(policy), *_rules(policy), *_quality(policy)]
+    checks = (_models, _drafting, _refining, _rules, _quality)
+    return [contradiction for check in checks for contradiction in check(policy)]
 
 
 def _models(policy: Policy) -> Iterator[Contradiction]:
@@ -19,23 +29,44 @@ def _models(policy: Policy) -> Iterator[Contradiction]:
         yield ("models",), "names neither a drafter nor a refiner"
 
 
-def _parts(policy: Policy) -> Iterator[tuple[Parts, DraftSection, RefineSection]]:
-    yield ("defaults",), policy.defaults.draft, policy.defaults.refine
+def _drafting(policy: Policy) -> Iterator[Contradiction]:
+    """Temperatures that do not fall, also where a rule meets one of its tasks."""
+    defaults = policy.defaults.draft
+    yield from _temperatures(("defaults",), defaults)
     for name, task in policy.tasks.items():
-        yield ("tasks", name), task.draft, task.refine
+        yield from _temperatures(("tasks", name), task.draft, defaults)
     for index, rule in enumerate(policy.rules):
-        yield ("rules", index), rule.draft, rule.refine
+        met = [task for name, task in policy.tasks.items() if _may_match(rule, name)]
+        alone = [(rule.draft, defaults)] if rule.when.task is None else []
+        for layers in [*alone, *((rule.draft, task.draft, defaults) for task in met)]:
+            found = [*_temperatures(("rules", index), *layers)]
+            yield from found
+            if found:
+                break
 
 
-def _sections(policy: Policy) -> Iterator[Contradiction]:
-    base = policy.defaults.draft
-    for place, draft, refine in _parts(policy):
-        t_min = draft.t_min if draft.t_min is not None else base.t_min or 0.4
-        t_max = draft.t_max if draft.t_max is not None else base.t_max or 0.8
-        if t_min > t_max:
-            named = "t_min" if draft.t_min is not None else "t_max"
-            yield (*place, "draft", named), f"t_min {t_min:g} is above t_max {t_max:g}"
-        for mode in refine.mode or ():
+def _may_match(rule: RuleSection, task: str) -> bool:
+    return rule.when.task is None or task in rule.when.task
+
+
+def _temperatures(place: Parts, *layers: DraftSection) -> Iterator[Contradiction]:
+    """What is wrong with the temperatures that the first layer sets, the others below it."""
+    first, published = layers[0], DraftParams()
+    if first.t_min is None and first.t_max is None:
+        return
+    t_min = next((layer.t_min for layer in layers if layer.t_min is not None), published.t_min)
+    t_max = next((layer.t_max for layer in layers if layer.t_max is not None), published.t_max)
+    if t_min > t_max:
+        named = "t_min" if first.t_min is not None else "t_max"
+        yield (*place, "draft", named), f"t_min {t_min:g} is above t_max {t_max:g}"
+
+
+def _refining(policy: Policy) -> Iterator[Contradiction]:
+    """Modes and scorers that need a model which the policy does not have."""
+    if policy.models.drafter is None and policy.models.refiner is None:
+        return  # told once is enough
+    for place, refine, inherited in _refine_sections(policy):
+        for mode in refine.mode or inherited:
             needs_refiner = mode in ("verify", "cascade", "generate")
             if needs_refiner and policy.models.refiner is None:
                 yield (*place, "refine", "mode"), f"{mode} needs models.refiner, which is null"
@@ -45,22 +76,58 @@ def _sections(policy: Policy) -> Iterator[Contradiction]:
             yield (*place, "refine", "scorer"), "refiner needs models.refiner, which is null"
 
 
+def _refine_sections(
+    policy: Policy,
+) -> Iterator[tuple[Parts, RefineSection, tuple[RefineMode, ...]]]:
+    """Every refine section with its place, and what holds where it says nothing itself."""
+    yield ("defaults",), policy.defaults.refine, ("none",)
+    for name, task in policy.tasks.items():
+        yield ("tasks", name), task.refine, ()
+    for index, rule in enumerate(policy.rules):
+        yield ("rules", index), rule.refine, ()
+
+
 def _rules(policy: Policy) -> Iterator[Contradiction]:
-    seen: list[tuple[str, WhenSection]] = []
     for index, rule in enumerate(policy.rules):
         for name in rule.when.task or ():
             if name not in policy.tasks:
                 hint = did_you_mean(name, policy.tasks)
                 yield ("rules", index, "when", "task"), f"no task is named {name!r}{hint}"
-        for field in ("budget", "prompt_tokens"):
-            bounds = getattr(rule.when, field)
-            if bounds and None not in (bounds.below, bounds.above) and bounds.below <= bounds.above:
-                yield ("rules", index, "when", field), "nothing is both below and above these"
-        for earlier, when in seen:
-            if when in (rule.when, WhenSection()):
-                yield ("rules", index), f"never applies: rule {earlier!r} matches first"
+        if _is_empty(rule.when.budget, 0) or _is_empty(rule.when.prompt_tokens, 1):
+            field = "budget" if _is_empty(rule.when.budget, 0) else "prompt_tokens"
+            yield ("rules", index, "when", field), "nothing is both below and above these"
+        for earlier in policy.rules[:index]:
+            if _covers(earlier.when, rule.when):
+                yield ("rules", index), f"never applies: rule {earlier.name!r} matches first"
                 break
-        seen.append((rule.name, rule.when))
+
+
+def _is_empty(bounds: DurationBounds | CountBounds | None, least_gap: int) -> bool:
+    """Whether nothing lies between; counts need a whole number between their bounds."""
+    if bounds is None or bounds.below is None or bounds.above is None:
+        return False
+    return bounds.below - bounds.above <= least_gap
+
+
+def _covers(earlier: WhenSection, later: WhenSection) -> bool:
+    """Whether `earlier` matches whatever `later` does."""
+    if earlier.task is not None and not set(later.task or (None,)) <= set(earlier.task):
+        return False
+    if earlier.blanks is not None and earlier.blanks != later.blanks:
+        return False
+    budgets = _contains(earlier.budget, later.budget)
+    return budgets and _contains(earlier.prompt_tokens, later.prompt_tokens)
+
+
+def _contains(
+    outer: DurationBounds | CountBounds | None, inner: DurationBounds | CountBounds | None
+) -> bool:
+    if outer is None or inner is None:
+        return outer is None
+    below = outer.below is None or (inner.below is not None and inner.below <= outer.below)
+    return below and (
+        outer.above is None or (inner.above is not None and inner.above >= outer.above)
+    )
 
 
 def _quality(policy: Policy) -> Iterator[Contradiction]:

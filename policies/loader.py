@@ -11,17 +11,30 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.reader import ReaderError
 
 from hybrid.errors import PolicyError, Problem, did_you_mean
 from hybrid.policies.consistency import find_contradictions
-from hybrid.policies.schema import Policy
+from hybrid.policies.schema import STEPS, STEPS_ALIAS, Policy
 
 MAX_BYTES = 1_000_000
 MAX_VALUES = 20_000  # once aliases are followed
-_ALIAS, _KNOB = "num_diffusion_steps", "max_denoising_steps"
+_EXPECTED = {  # pydantic's kinds of mistakes, in a policy writer's words
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "list_type": "a list",
+    "tuple_type": "one name or a list of names",
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "finite_number": "a finite number",
+    "too_short": "a list of at least one",
+    "string_too_short": "text that is not empty",
+}
 Location = tuple[str | int, ...]
 
 
@@ -50,29 +63,35 @@ def load_policy(name_or_path: str | Path) -> Policy:
 def parse_policy(text: str, name: str) -> Policy:
     """The policy that a YAML text describes; `name` stands in errors and results."""
     document = _Document(name, text)
+    problems = set(document.problems)
     try:
         policy = Policy.model_validate(document.values)
     except ValidationError as error:
-        problems = {document.problem(details) for details in error.errors(include_url=False)}
-        raise PolicyError(sorted(problems, key=lambda p: (p.line, p.column, p.key))) from None
-    contradictions = find_contradictions(policy)
-    if contradictions:
-        raise PolicyError(document.at(location, message) for location, message in contradictions)
+        problems |= {document.problem(details) for details in error.errors(include_url=False)}
+    else:
+        problems |= {document.at(*contradiction) for contradiction in find_contradictions(policy)}
+    if problems:
+        raise PolicyError(sorted(problems, key=lambda p: (p.line, p.column, p.key)))
     policy._name, policy._notes = name, document.notes
     return policy
 
 
 def _read(path: Path) -> str:
     try:
-        if path.is_file() and path.stat().st_size > MAX_BYTES:
-            message = f"{path.stat().st_size} bytes; a policy has at most {MAX_BYTES}"
-            raise PolicyError([Problem(str(path), 0, 0, "", message)])
-        return path.read_bytes().decode("utf-8")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)  # a device or pipe may have no end
     except OSError as error:
         raise PolicyError([Problem(str(path), 0, 0, "", error.strerror or str(error))]) from None
+    if len(data) > MAX_BYTES:
+        message = f"a policy has at most {MAX_BYTES} bytes"
+        raise PolicyError([Problem(str(path), 0, 0, "", message)])
+    try:
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
+        before = data[: error.start]
+        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
         message = f"not UTF-8 at byte {error.start}"
-        raise PolicyError([Problem(str(path), 0, 0, "", message)]) from None
+        raise PolicyError([Problem(str(path), line, column, "", message)]) from None
 
 
 class _Document:
@@ -80,18 +99,27 @@ class _Document:
 
     def __init__(self, name: str, text: str) -> None:
         self.name, self._count, self.notes = name, 0, tuple[str, ...]()
+        self.problems: list[Problem] = []
         yaml = YAML(typ="rt")
+        yaml.composer.warn_double_anchors = False  # the nearest one counts, as YAML says
         try:
             self.root = yaml.load(text)
         except DuplicateKeyError as error:
-            mark, key = error.problem_mark, str(error.problem).split('"')[1]
+            mark = error.problem_mark
+            key = str(error.problem).partition('"')[2].rpartition('" with value')[0]
             raise self._error(mark.line, mark.column, key, "is given twice") from None
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line, column = (mark.line, mark.column) if mark else (-1, -1)
             raise self._error(line, column, "", f"not YAML: {error.problem}") from None
-        except (YAMLError, ValueError, RecursionError) as error:
-            raise self._error(-1, -1, "", f"not YAML: {str(error).splitlines()[0]}") from None
+        except ReaderError as error:
+            before = text[: error.position]
+            line, column = before.count("\n"), error.position - before.rfind("\n") - 1
+            message = f"not YAML: character {error.character:#04x} is not allowed"
+            raise self._error(line, column, "", message) from None
+        except Exception as error:  # the parser lets out what its parts raise, KeyError included
+            said = next(iter(str(error).splitlines()), type(error).__name__)
+            raise self._error(-1, -1, "", f"not YAML: {said}") from None
         if not isinstance(self.root, CommentedMap):
             raise self._error(0, 0, "", "a policy is a mapping that starts with version: 1")
         self.values = self._plain(self.root, ())
@@ -99,6 +127,7 @@ class _Document:
     def problem(self, details: ErrorDetails) -> Problem:
         """pydantic's complaint in our words, at its line and column."""
         location = tuple(part for part in details["loc"] if part != "[key]")
+        is_name = location != details["loc"] or details["type"] == "invalid_key"
         key, kind = str(location[-1]) if location else "", details["type"]
         allowed = _known_keys(location[:-1])
         if kind == "extra_forbidden":
@@ -109,20 +138,28 @@ class _Document:
         if kind == "literal_error":
             choices = [str(c).strip("'") for c in details["ctx"]["expected"].split(" or ")]
             choices = [c.strip(" '") for part in choices for c in part.split(",")]
-            given = str(details["input"])
-            hint = did_you_mean(given, choices)
-            return self.at(location, f"{given!r} is not one of {_list(choices)}{hint}")
-        message = details["msg"].removeprefix("Value error, ")
-        if kind != "value_error":
-            message = f"{message[0].lower()}{message[1:]}, not {details['input']!r:.60}"
-        return self.at(location, message)
+            hint = did_you_mean(str(details["input"]), choices)
+            given = _spelled(details["input"])
+            return self.at(location, f"{given} is not one of {_list(choices)}{hint}")
+        given = _spelled(details["input"])
+        if is_name:
+            wanted = "a whole number" if kind.startswith("int") else "text"
+            return self.at(location, f"a name is {wanted} here, not {given}", at_key=True)
+        if kind in _EXPECTED:
+            return self.at(location, f"expected {_EXPECTED[kind]}, not {given}")
+        message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        return self.at(location, message if kind == "value_error" else f"{message}, not {given}")
 
     def at(self, location: Location, message: str, at_key: bool = False) -> Problem:
         """A problem at the place of a value, or of its key."""
         node, line, column = self.root, 0, 0
         for index, part in enumerate(location):
+            if part == STEPS and isinstance(node, CommentedMap) and part not in node:
+                part = STEPS_ALIAS if STEPS_ALIAS in node else part
+                location = (*location[:index], part, *location[index + 1 :])
             if isinstance(node, CommentedMap) and part in node:
-                is_key = at_key and index == len(location) - 1
+                is_last = index == len(location) - 1
+                is_key = is_last and (at_key or node[part] is None)  # nothing stands after its key
                 line, column = node.lc.key(part) if is_key else node.lc.value(part)
             elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
                 line, column = node.lc.item(part)
@@ -139,6 +176,9 @@ class _Document:
         self._count += 1
         if self._count > MAX_VALUES:
             raise self._error(-1, -1, "", f"more than {MAX_VALUES} values, aliases followed")
+        tag = getattr(node, "tag", None)
+        if tag is not None and tag.value is not None:
+            self.problems.append(self.at(location, f"a policy has no tags such as {tag.value}"))
         if isinstance(node, CommentedMap):
             return {
                 self._key(node, key, location): self._plain(value, (*location, key))
@@ -149,17 +189,18 @@ class _Document:
         for kind in (bool, int, float, str):
             if isinstance(node, kind):  # ruamel's own scalar types remember their spelling
                 return kind(node)
-        return node
+        return node.value if isinstance(node, TaggedScalar) else node
 
     def _key(self, node: Mapping[Any, Any], key: Any, location: Location) -> Any:
-        if key != _ALIAS:
+        if key != STEPS_ALIAS or location[-1:] != ("draft",):
             return key
-        if _KNOB in node:
-            message = f"is another name of {_KNOB}, which is given too"
-            raise PolicyError([self.at((*location, key), message, at_key=True)])
+        if STEPS in node:
+            message = f"is another name of {STEPS}, which is given too"
+            self.problems.append(self.at((*location, key), message, at_key=True))
+            return STEPS
         place = ".".join(map(str, (*location, key)))
-        self.notes += (f"{place}: read as {_KNOB}, the setting's own name",)
-        return _KNOB
+        self.notes += (f"{place}: read as {STEPS}, the setting's own name",)
+        return STEPS
 
     def _error(self, line: int, column: int, key: str, message: str) -> PolicyError:
         return PolicyError([Problem(self.name, line + 1, column + 1, key, message)])
@@ -185,6 +226,13 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
         return annotation
     found = (_section_in(argument) for argument in get_args(annotation))
     return next((section for section in found if section is not None), None)
+
+
+def _spelled(value: Any) -> str:
+    """A value as a policy file writes it, cut short."""
+    named = {None: "null", True: "true", False: "false"}
+    is_named = value is None or isinstance(value, bool)
+    return named[value] if is_named else f"{value!r:.60}"
 
 
 def _list(names: list[str]) -> str:

@@ -7,6 +7,7 @@ defaults, then the task, then the first matching rule, then the request itself, 
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,6 +22,7 @@ from hybrid.errors import RequestError
 from hybrid.types import RefineMode, Scorer
 
 MAX_STEPS = 1024
+STEPS, STEPS_ALIAS = "max_denoising_steps", "num_diffusion_steps"
 _STEPS_HELP = f"a number of steps from 1 to {MAX_STEPS}, a list of them, or {{from: 8, to: 10}}"
 
 
@@ -50,6 +52,12 @@ def _read_steps(value: object) -> tuple[int, ...]:
 def _read_step(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_STEPS:
         raise ValueError(f"{value!r} is not {_STEPS_HELP}")
+    return value
+
+
+def _read_version(value: object) -> object:
+    if type(value) is not int:  # true and 1.0 equal 1
+        raise ValueError(f"{value!r} is not the whole number 1")
     return value
 
 
@@ -88,6 +96,7 @@ _MODE_SCHEMA = {"enum": list(get_args(RefineMode))}
 Modes = Annotated[
     tuple[RefineMode, ...],
     BeforeValidator(_as_tuple),
+    AfterValidator(lambda modes: tuple(dict.fromkeys(modes))),
     Field(min_length=1),
     WithJsonSchema(
         {"anyOf": [_MODE_SCHEMA, {"type": "array", "items": _MODE_SCHEMA, "minItems": 1}]}
@@ -101,10 +110,17 @@ Names = Annotated[
 ]
 
 
+def _describe_alias(schema: dict[str, Any]) -> None:
+    """Let editors know the other name of the steps, which the loader reads."""
+    described = {"description": f"Another name of {STEPS}.", "deprecated": True}
+    schema["properties"][STEPS_ALIAS] = schema["properties"][STEPS] | described
+    schema["not"] = {"required": [STEPS, STEPS_ALIAS]}
+
+
 class Section(BaseModel):
     """A mapping of the file; keys that it does not know are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -133,6 +149,8 @@ class ModelsSection(Section):
 
 class DraftSection(Section):
     """How a draft is denoised; what is left out is inherited."""
+
+    model_config = ConfigDict(json_schema_extra=_describe_alias)
 
     max_denoising_steps: Steps | None = Field(
         default=None, description="Cap on denoising steps a canvas; easy text stops earlier."
@@ -197,23 +215,25 @@ class TaskSection(Section):
 class DurationBounds(Section):
     """Between two durations; a request without a budget matches no bound."""
 
-    below: Duration | None = None
-    above: Duration | None = None
+    below: Duration | None = Field(default=None, description="Shorter than this.")
+    above: Duration | None = Field(default=None, description="Longer than this.")
 
 
 class CountBounds(Section):
     """Between two counts."""
 
-    below: int | None = Field(default=None, ge=1)
-    above: int | None = Field(default=None, ge=0)
+    below: int | None = Field(default=None, ge=1, description="Fewer than this.")
+    above: int | None = Field(default=None, ge=0, description="More than this.")
 
 
 class WhenSection(Section):
     """All that is given must hold; nothing given matches everything."""
 
     task: Names | None = Field(default=None, description="One task, or any of a list.")
-    budget: DurationBounds | None = None
-    prompt_tokens: CountBounds | None = None
+    budget: DurationBounds | None = Field(
+        default=None, description="Of the request, or of its task or the defaults."
+    )
+    prompt_tokens: CountBounds | None = Field(default=None, description="Length of the prompt.")
     blanks: bool | None = Field(default=None, description="Whether it is an infill request.")
 
 
@@ -222,7 +242,7 @@ class RuleSection(Section):
 
     name: str = Field(min_length=1, description="Shown in every decision that it makes.")
     when: WhenSection
-    budget: Duration | None = None
+    budget: Duration | None = Field(default=None, description="Time to answer in.")
     draft: DraftSection = DraftSection()
     refine: RefineSection = RefineSection()
 
@@ -232,7 +252,7 @@ class QualitySection(Section):
 
     draft: dict[int, float] = Field(description="Accuracy by cap on denoising steps.")
     refiner: float = Field(ge=0, le=1, description="Accuracy of greedy autoregressive decoding.")
-    steps_used: dict[int, float] = Field(
+    steps_used: dict[int, Annotated[float, Field(ge=0)]] = Field(
         default={}, description="Mean steps really used, by cap; adaptive stopping saves the rest."
     )
     agreement: float = Field(
@@ -243,7 +263,9 @@ class QualitySection(Section):
 class Policy(Section):
     """A policy: how requests are answered, by task and latency budget."""
 
-    version: Literal[1] = Field(description="Of this format.")
+    version: Annotated[Literal[1], BeforeValidator(_read_version)] = Field(
+        description="Of this format."
+    )
     description: str = Field(default="", description="For people.")
     models: ModelsSection = ModelsSection()
     defaults: DefaultsSection = DefaultsSection()

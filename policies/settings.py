@@ -48,18 +48,24 @@ def resolve(request: Request, signals: Signals, policy: Policy) -> Settings:
         budget_s=budget,
         max_new_tokens=request.max_new_tokens or defaults.max_new_tokens,
         steps=() if modes == ("generate",) else steps,
-        sampler=_sampler([overrides, *drafts]),
+        sampler=_sampler(overrides, drafts),
         modes=modes,
         refine=_refine_params(refines, policy),
         decided_by=decided_by,
     )
 
 
-def _sampler(layers: Sequence[Overrides | DraftSection]) -> DraftParams:
+def _sampler(overrides: Overrides, drafts: Sequence[DraftSection]) -> DraftParams:
     """The first value that a layer gives for every setting but the steps."""
+    layers = [overrides, *drafts]
     names = [field.name for field in fields(DraftParams) if field.name != "max_denoising_steps"]
     given = {name: _first(*(getattr(layer, name) for layer in layers)) for name in names}
-    return DraftParams(**{name: value for name, value in given.items() if value is not None})
+    sampler = DraftParams(**{name: value for name, value in given.items() if value is not None})
+    if sampler.t_min > sampler.t_max:  # the request's doing: the policy's own layers are checked
+        named = "t_min" if overrides.t_min is not None else "t_max"
+        allowed = f"t_min {sampler.t_min:g} would be above t_max {sampler.t_max:g}"
+        raise RequestError(named, getattr(overrides, named), allowed)
+    return sampler
 
 
 def _refine_params(refines: list[Any], policy: Policy) -> RefineParams:

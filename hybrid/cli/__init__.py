@@ -53,8 +53,9 @@ def main(tokens: Sequence[str] | None = None) -> int:
 
 
 def _standard_input_last(tokens: list[str]) -> list[str]:
-    """Move `hybrid run -` behind a `--`: cyclopts takes a lone dash for an unknown option."""
-    if tokens[:1] != ["run"] or "-" not in tokens or "--" in tokens:
+    """Move a prompt `-` behind a `--`: cyclopts takes a lone dash for an unknown option."""
+    takes_prompt = tokens[:1] == ["run"] or tokens[:2] == ["policy", "explain"]
+    if not takes_prompt or "-" not in tokens or "--" in tokens:
         return tokens
     at = tokens.index("-")
     return [*tokens[:at], *tokens[at + 1 :], "--", "-"]

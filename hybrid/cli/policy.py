@@ -4,6 +4,7 @@ Only `explain` loads models, because a decision needs this machine's latency.
 """
 
 import json
+import sys
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
@@ -14,13 +15,13 @@ from ruamel.yaml import YAML
 
 from hybrid.cli.record import to_json
 from hybrid.cli.render import printable
-from hybrid.cli.run import Flag, option_name
+from hybrid.cli.run import Flag, option_name, read_prompt, read_text
 from hybrid.cli.terminal import Terminal
 from hybrid.deadline import format_duration
 from hybrid.errors import PolicyError, Problem, RequestError
 from hybrid.policies.loader import load_policy
-from hybrid.policies.schema import policy_schema
-from hybrid.requests import make_request
+from hybrid.policies.schema import Policy, policy_schema
+from hybrid.requests import Options, make_request
 from hybrid.types import Plan
 
 app = App(name="policy", help="Check, show and explain policies.")
@@ -62,9 +63,7 @@ def show(policy: str, /, *, as_json: Annotated[Flag, Parameter(name="--json")] =
     as_json
         Print JSON instead of YAML.
     """
-    everything = load_policy(policy).model_dump(mode="json")
-    # No model is something to say; a setting that is not given is left to the layers below.
-    values = _without_empty(everything) | {"models": everything["models"]}
+    values = settled(load_policy(policy))
     if as_json:
         print(json.dumps(values))
         return
@@ -74,13 +73,15 @@ def show(policy: str, /, *, as_json: Annotated[Flag, Parameter(name="--json")] =
     yaml.dump(values, Terminal().file)
 
 
-def _without_empty(section: dict[str, Any]) -> dict[str, Any]:
-    """The section without what it leaves to others."""
-    pruned = {
-        key: _without_empty(value) if isinstance(value, dict) else value
-        for key, value in section.items()
-    }
-    return {key: value for key, value in pruned.items() if value not in (None, "", [], {})}
+def settled(policy: Policy) -> dict[str, Any]:
+    """All that the policy says and all that it leaves as it is, as a policy file says it.
+
+    Tasks and rules keep to what they change; reading it back gives the same policy.
+    """
+    values = policy.model_dump(mode="json", exclude_defaults=True)
+    values |= policy.model_dump(mode="json", include={"models", "on_deadline"})
+    values["defaults"] = policy.defaults.model_dump(mode="json", exclude_none=True)
+    return {name: values[name] for name in Policy.model_fields if name in values}
 
 
 @app.command
@@ -107,7 +108,7 @@ def explain(
     Parameters
     ----------
     prompt
-        The prompt to decide for.
+        The prompt to decide for; `-` reads it from standard input (UTF-8).
     policy
         A preset's name or a policy file.
     task
@@ -124,16 +125,14 @@ def explain(
         Print one JSON object.
     """
     try:
-        request = make_request(
-            prompt,
-            {
-                "task": task,
-                "budget": budget,
-                "max_denoising_steps": steps,
-                "refine": refine,
-                "infill": infill,
-            },
+        options = Options(
+            task=task,
+            budget=budget,
+            max_denoising_steps=steps,
+            refine=refine,
+            infill=infill and read_text(infill.encode(errors="surrogateescape"), "--infill"),
         )
+        request = make_request(read_prompt(prompt, sys.stdin), options)
         from hybrid.api import Hybrid  # imports the pipeline
 
         with Hybrid.from_policy(policy) as hybrid:
