@@ -55,6 +55,11 @@ def _read_step(value: object) -> int:
     return value
 
 
+def _read_steps_key(value: object) -> object:
+    """JSON, which is YAML too, has only text for keys."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
 def _read_version(value: object) -> object:
     if type(value) is not int:  # true and 1.0 equal 1
         raise ValueError(f"{value!r} is not the whole number 1")
@@ -92,6 +97,7 @@ Steps = Annotated[
         }
     ),
 ]
+StepsKey = Annotated[int, BeforeValidator(_read_steps_key)]
 _MODE_SCHEMA = {"enum": list(get_args(RefineMode))}
 Modes = Annotated[
     tuple[RefineMode, ...],
@@ -250,9 +256,9 @@ class RuleSection(Section):
 class QualitySection(Section):
     """Measured accuracy of one task: what the planner weighs against latency."""
 
-    draft: dict[int, float] = Field(description="Accuracy by cap on denoising steps.")
+    draft: dict[StepsKey, float] = Field(description="Accuracy by cap on denoising steps.")
     refiner: float = Field(ge=0, le=1, description="Accuracy of greedy autoregressive decoding.")
-    steps_used: dict[int, Annotated[float, Field(ge=0)]] = Field(
+    steps_used: dict[StepsKey, Annotated[float, Field(ge=0)]] = Field(
         default={}, description="Mean steps really used, by cap; adaptive stopping saves the rest."
     )
     agreement: float = Field(

@@ -84,6 +84,9 @@ def _modes(
 ) -> tuple[RefineMode, ...]:
     """The modes that may be chosen, after the request's own wish and an infill's needs."""
     wish, steps = request.overrides.refine_mode, request.overrides.max_denoising_steps
+    if request.infill is not None and policy.models.drafter is None:
+        allowed = f"policy {policy.name} has no drafter, and only a drafter fills in blanks"
+        raise RequestError("infill", request.infill, allowed)
     if wish is not None:
         _check_wish(wish, request, policy)
         modes = (wish,)

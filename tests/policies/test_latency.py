@@ -66,6 +66,31 @@ def test_costs_are_kept_and_found_again() -> None:
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
+def test_kept_costs_that_hold_are_not_measured_again() -> None:
+    kept = replace(measure(DRAFTER, REFINER), spread=7.0)
+    write_cache(cache_file(POLICY), kept)
+    assert load_or_measure(POLICY, DRAFTER, REFINER) == kept
+
+
+def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    assert cache_file(POLICY).parent == cache / "hybrid" / "latency"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(cache))
+    assert cache_file(POLICY).parent == cache / ".cache" / "hybrid" / "latency"
+
+
+def test_a_cache_file_that_is_a_folder_costs_a_measurement_only() -> None:
+    cache_file(POLICY).mkdir(parents=True)
+    assert read_cache(cache_file(POLICY)) is None
+    assert load_or_measure(POLICY, DRAFTER, REFINER).step_s >= 0.002
+
+
+def test_a_prompt_costs_by_its_length() -> None:
+    short, long = (COSTS.draft(tokens, 1, 1, 1).p50_s for tokens in (10, 110))
+    assert long - short == pytest.approx(100 * COSTS.prefill_token_s)
+    assert COSTS.read(110).p50_s - COSTS.read(10).p50_s == pytest.approx(100 * COSTS.read_token_s)
+
+
 def test_other_models_have_other_costs() -> None:
     other = parse_policy("version: 1\nmodels: {refiner: null}\n", "p")
     assert cache_file(other) != cache_file(POLICY)

@@ -1,5 +1,7 @@
 """What wins: defaults, then the task, then the first matching rule, then the request."""
 
+import itertools
+import json
 from typing import Any
 
 import pytest
@@ -104,6 +106,81 @@ def test_the_requests_orders_come_last() -> None:
     assert settings.max_new_tokens == 5
 
 
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("entropy_bound", (0.1, 0.2, 0.3, 0.4)),
+        ("t_min", (0.1, 0.2, 0.3, 0.4)),
+        ("t_max", (0.9, 1.0, 1.1, 1.2)),
+        ("stability_threshold", (1, 2, 3, 0)),
+        ("confidence_threshold", (0.1, 0.2, 0.3, 0.0)),
+        ("max_denoising_steps", (1, 2, 3, 4)),
+    ],
+)
+@pytest.mark.parametrize("layers", [*itertools.product([False, True], repeat=4)])
+def test_the_last_layer_that_speaks_wins(
+    setting: str, values: tuple[float, ...], layers: tuple[bool, ...]
+) -> None:
+    said: list[dict[str, Any]] = [
+        {setting: v} if speaks else {} for v, speaks in zip(values, layers, strict=True)
+    ]
+    policy = {
+        "version": 1,
+        "defaults": {"draft": said[0]},
+        "tasks": {"chat": {"draft": said[1]}},
+        "rules": [{"name": "all", "when": {}, "draft": said[2]}],
+    }
+    settings = settle("chat", policy=json.dumps(policy), **said[3])
+    winner = [v for v, speaks in zip(values, layers, strict=True) if speaks][-1:]
+    if setting == "max_denoising_steps":
+        assert settings.steps == tuple(winner or [16])
+    else:
+        published = getattr(DraftParams(), setting)
+        assert getattr(settings.sampler, setting) == (winner or [published])[0]
+
+
+def test_only_the_first_matching_rule_speaks() -> None:
+    settings = settle("code", prompt_tokens=2000, blanks=2, budget="50ms")
+    assert settings.decided_by == "rule 'hurry'"
+    assert settings.steps == (4,)
+    assert settings.sampler.t_min == 0.3
+    settings = settle("code", prompt_tokens=2000, blanks=2)
+    assert settings.decided_by == "rule 'long prompts'"
+    assert (settings.steps, settings.sampler.t_min) == ((24,), 0.1)
+
+
+def test_a_rules_budget_does_not_decide_whether_rules_match() -> None:
+    policy = """
+version: 1
+defaults: {budget: 50ms}
+rules:
+- {name: patient, when: {budget: {below: 100ms}}, budget: 9s}
+"""
+    settings = settle(None, policy=policy)
+    assert (settings.decided_by, settings.budget_s) == ("rule 'patient'", 9.0)
+
+
+def test_without_any_budget_no_bound_matches() -> None:
+    policy = """
+version: 1
+rules:
+- {name: below, when: {budget: {below: 1h}}}
+- {name: above, when: {budget: {above: 1us}}}
+"""
+    settings = settle(None, policy=policy)
+    assert (settings.decided_by, settings.budget_s) == ("defaults", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"), [({"t_min": 0.9}, "t_min"), ({"t_max": 0.2}, "t_max")]
+)
+def test_a_request_may_not_let_the_temperature_rise(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(RequestError, match="would be above t_max") as caught:
+        settle(**options)
+    assert caught.value.field == field
+    assert settle(t_min=0.9, t_max=0.9).sampler.t_min == 0.9
+
+
 def test_an_infill_is_never_rewritten() -> None:
     assert settle(blanks=3).modes == ("none",)
     assert settle("code", blanks=3).modes == ("none",)
@@ -136,6 +213,13 @@ def test_a_wish_needs_its_models(models: str, wish: str, said: str) -> None:
     policy = f"version: 1\nmodels: {models}\ndefaults: {{refine: {{mode: {mode}}}}}\n"
     with pytest.raises(RequestError, match=said):
         settle(None, policy=policy, refine=wish)
+
+
+def test_blanks_need_a_drafter() -> None:
+    policy = "version: 1\nmodels: {drafter: null}\ndefaults: {refine: {mode: generate}}\n"
+    with pytest.raises(RequestError, match="has no drafter, and only a drafter fills") as caught:
+        settle(None, policy=policy, infill="a <blank:2>")
+    assert caught.value.field == "infill"
 
 
 def test_cascade_has_a_threshold_where_none_is_given() -> None:
