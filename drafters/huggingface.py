@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter, read_params
-from hybrid.drafters.noise import Noise
 from hybrid.errors import CheckpointError
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.tokenizer import ChatTokenizer
@@ -23,16 +22,14 @@ class HuggingFaceDrafter(DiffusionGemmaDrafter):
     """`DiffusionGemmaDrafter` on transformers' forward passes."""
 
     @classmethod
-    def from_directory(
-        cls, path: str | Path, device: str = "cpu", noise: Noise | None = None
-    ) -> Self:
+    def from_directory(cls, path: str | Path, device: str = "cpu") -> Self:
         """The drafter in a model folder; raises CheckpointError."""
         config = GemmaConfig.from_directory(path)
         if not config.canvas_length:
             raise CheckpointError(str(path), "not a drafter: the model has no canvas")
         model = TransformersModel(load_twin(path, device), config)
         tokenizer = ChatTokenizer.from_directory(path)
-        return cls(model, tokenizer, noise, read_params(Path(path)))
+        return cls(model, tokenizer, default_params=read_params(Path(path)))
 
 
 class TransformersModel:

@@ -171,7 +171,7 @@ def test_the_longest_prompt_leaves_one_canvas(drafter: DiffusionGemmaDrafter) ->
         drafter.draft([make_job(prompt(1, 5), 1), make_job(prompt(1, 64), 1)])
 
 
-@pytest.mark.parametrize(("canvas", "steps"), [(0, 1), (0, 3), (1, 2)])
+@pytest.mark.parametrize(("canvas", "steps"), [(0, 1), (0, 3), (0, 5), (1, 2)])
 def test_a_passed_deadline_leaves_the_canvas_as_it_stands(
     canvas: int, steps: int, drafter: DiffusionGemmaDrafter
 ) -> None:

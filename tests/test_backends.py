@@ -1,0 +1,79 @@
+"""From a policy's choice of models to working ones."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from hybrid.backends import Models, find_model, load_models
+from hybrid.deadline import Deadline
+from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
+from hybrid.drafters.huggingface import HuggingFaceDrafter
+from hybrid.embedded import weights_path
+from hybrid.errors import CheckpointError, RequestError
+from hybrid.protocols import DraftJob
+from hybrid.refiners.gemma import GemmaRefiner
+from hybrid.types import DraftParams, Request
+
+
+@dataclass(frozen=True)
+class Choice:
+    backend: str = "native"
+    model: str = "embedded"
+
+
+def answer(models: Models) -> tuple[int, ...]:
+    assert models.drafter is not None
+    job = DraftJob(Request("add 12 + 34"), DraftParams(4), 1, 32, Deadline())
+    return models.drafter.draft([job])[0].token_ids
+
+
+def test_a_choice_names_its_implementation() -> None:
+    native = load_models(Choice(), Choice())
+    assert type(native.drafter) is DiffusionGemmaDrafter
+    assert type(native.refiner) is GemmaRefiner
+    other = load_models(Choice("huggingface"), None)
+    assert type(other.drafter) is HuggingFaceDrafter
+    assert other.refiner is None
+    assert answer(native) == answer(other)
+
+
+def test_only_the_embedded_pair_knows_its_tasks() -> None:
+    embedded = load_models(Choice(), None)
+    assert embedded.recognise is not None and embedded.phrase is not None
+    assert embedded.quality
+    folder = load_models(Choice(model=str(weights_path("drafter"))), None)
+    assert folder.recognise is None and folder.phrase is None
+    assert not folder.quality
+    assert answer(embedded) == answer(folder)
+
+
+def test_no_choice_loads_nothing() -> None:
+    models = load_models(None, None)
+    assert models.drafter is None and models.refiner is None
+
+
+@pytest.mark.parametrize(
+    ("drafter", "refiner", "field", "allowed"),
+    [
+        (Choice("nativ"), None, "models.drafter.backend", "did you mean 'native'"),
+        (None, Choice("huggingface"), "models.refiner.backend", r"one of \['native'\]"),
+    ],
+)
+def test_an_unknown_backend_is_named(
+    drafter: Choice | None, refiner: Choice | None, field: str, allowed: str
+) -> None:
+    with pytest.raises(RequestError, match=allowed) as caught:
+        load_models(drafter, refiner)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("model", ["nothing", "./no/folder", "/no/folder", "~/x", "a/b/c"])
+def test_a_model_that_is_nowhere_is_told_from_one_of_the_hub(model: str) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        find_model(model, "drafter")
+
+
+def test_the_roles_of_the_models_are_checked() -> None:
+    refiner = Choice(model=str(weights_path("refiner")))
+    with pytest.raises(CheckpointError, match="no canvas"):
+        load_models(refiner, None)
