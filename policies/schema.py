@@ -142,14 +142,20 @@ class ModelSection(Section):
     )
 
 
+class RefinerModelSection(ModelSection):
+    """The refiner; only the native stack can score and continue over one cache."""
+
+    backend: Literal["native"] = Field(default="native", description="hybrid's own stack.")
+
+
 class ModelsSection(Section):
     """The pair that the policy is for."""
 
     drafter: ModelSection | None = Field(
         default=ModelSection(), description="The diffusion model; null for none."
     )
-    refiner: ModelSection | None = Field(
-        default=ModelSection(), description="The autoregressive model; null for none."
+    refiner: RefinerModelSection | None = Field(
+        default=RefinerModelSection(), description="The autoregressive model; null for none."
     )
 
 

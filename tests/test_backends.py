@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from hybrid.backends import Models, find_model, load_models
+from hybrid.backends import DRAFTERS, REFINERS, Models, find_model, load_models
 from hybrid.deadline import Deadline
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.drafters.huggingface import HuggingFaceDrafter
 from hybrid.embedded import weights_path
-from hybrid.errors import CheckpointError, RequestError
+from hybrid.errors import CheckpointError, PolicyError, RequestError
+from hybrid.policies.loader import parse_policy
 from hybrid.protocols import DraftJob
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.types import DraftParams, Request
@@ -65,6 +66,18 @@ def test_an_unknown_backend_is_named(
     with pytest.raises(RequestError, match=allowed) as caught:
         load_models(drafter, refiner)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(("role", "backends"), [("drafter", DRAFTERS), ("refiner", REFINERS)])
+def test_policies_may_name_the_backends_that_there_are(role: str, backends: dict[str, str]) -> None:
+    def read(backend: str) -> None:
+        parse_policy(f"version: 1\nmodels: {{{role}: {{backend: {backend}}}}}\n", "test")
+
+    for backend in backends:
+        read(backend)
+    for backend in {*DRAFTERS, "vllm"} - {*backends}:
+        with pytest.raises(PolicyError, match=f"models.{role}.backend"):
+            read(backend)
 
 
 @pytest.mark.parametrize("model", ["nothing", "./no/folder", "/no/folder", "~/x", "a/b/c"])
