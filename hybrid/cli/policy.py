@@ -13,12 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 from ruamel.yaml import YAML
 
+from hybrid.cli import OK, WRONG_INPUT
 from hybrid.cli.record import to_json
 from hybrid.cli.render import printable
 from hybrid.cli.run import Flag, option_name, read_prompt, read_text
 from hybrid.cli.terminal import Terminal
 from hybrid.deadline import format_duration
-from hybrid.errors import PolicyError, Problem, RequestError
+from hybrid.errors import PolicyError, RequestError
 from hybrid.policies.loader import load_policy
 from hybrid.policies.schema import Policy, policy_schema
 from hybrid.requests import Options, make_request
@@ -28,7 +29,7 @@ app = App(name="policy", help="Check, show and explain policies.")
 
 
 @app.command
-def check(*files: str) -> None:
+def check(*files: str) -> int:
     """Say for every file (or preset) whether it is a valid policy, with every problem's place.
 
     Parameters
@@ -38,18 +39,19 @@ def check(*files: str) -> None:
     """
     if not files:
         raise RequestError("FILE", "nothing", "name at least one policy file")
-    problems: list[Problem] = []
+    code = OK
     for file in files:
         try:
             policy = load_policy(file)
         except PolicyError as error:
-            problems += error.problems
+            code = WRONG_INPUT
+            for problem in error.problems:  # the form that editors jump by: nothing before it
+                print(printable(" ".join(str(problem).splitlines())), file=sys.stderr)
             continue
         print(f"{printable(file)}: OK")
         for note in policy.notes:
             print(f"{printable(file)}: note: {printable(note)}")
-    if problems:
-        raise PolicyError(problems)
+    return code
 
 
 @app.command

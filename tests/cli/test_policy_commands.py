@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ from hybrid.cli import main
 from hybrid.policies.loader import load_policy, parse_policy, preset_names
 
 BROKEN = "version: 1\ndefaults:\n  budgt: 2s\n  max_new_tokens: 0\n"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def latency_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of this module's own: the user's stays as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def test_check_says_ok_for_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,9 +41,9 @@ def test_check_names_every_problem_of_every_file(
     assert out == "balanced: OK\n"
     lines = err.splitlines()
     assert lines == [
-        f"error: {first}:3:3: defaults.budgt: unknown key; did you mean 'budget'?",
-        f"error: {first}:4:19: defaults.max_new_tokens: greater than or equal to 1, not 0",
-        f"error: {second}:1:10: version: 2 is not one of 1",
+        f"{first}:3:3: defaults.budgt: unknown key; did you mean 'budget'?",
+        f"{first}:4:19: defaults.max_new_tokens: greater than or equal to 1, not 0",
+        f"{second}:1:10: version: 2 is not one of 1",
     ]
 
 
@@ -138,15 +147,16 @@ def test_explain_shows_all_candidates_and_answers_nothing(
     tokens = ["policy", "explain", "sort up: 3 1 2", "--policy", "quality", "--budget", "5s"]
     assert main(tokens) == 0
     out = capsys.readouterr().out
-    assert "within 5.00 s (task sort)" in out
+    assert "within 5.00 s (task sort" in out
     assert out.count("chosen") == 1
     assert "1 2 3" not in out
     assert main([*tokens, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["budget_s"] == 5.0
     assert all(rejection["why"] for rejection in record["rejected"])
-    assert record["label"] in out
-    assert len(record["rejected"]) == len(out.splitlines()) - 4
+    candidates = {record["label"], *(rejection["candidate"] for rejection in record["rejected"])}
+    assert candidates == {"AR alone", "4 steps + verify", "8 steps + verify", "16 steps + verify"}
+    assert all(candidate in out for candidate in candidates)
 
 
 def test_explain_obeys_the_requests_orders(capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,7 +164,7 @@ def test_explain_obeys_the_requests_orders(capsys: pytest.CaptureFixture[str]) -
     assert main([*tokens, "--steps", "3", "--refine", "verify"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["label"], record["rejected"]) == ("3 steps + verify", [])
-    assert record["rule"] == "task code"
+    assert record["rule"].startswith("task code")
 
 
 def test_explain_reads_standard_input(
@@ -162,7 +172,7 @@ def test_explain_reads_standard_input(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"sort up: 3 1 2\n")))
     assert main(["policy", "explain", "-", "--policy", "fast"]) == 0
-    assert "(task sort)" in capsys.readouterr().out
+    assert "(task sort" in capsys.readouterr().out
 
 
 def test_explain_refuses_what_run_refuses(capsys: pytest.CaptureFixture[str]) -> None:
