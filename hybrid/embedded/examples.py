@@ -6,22 +6,37 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
+from hybrid.embedded import PairRole
 from hybrid.embedded.lexicon import CATEGORIES
 from hybrid.embedded.tasks import Instance, draw
 from hybrid.embedded.tokenizer import BOS, EOS, MODEL, USER
 
 # Shares of the tasks in training: more for those that are learnt late.
-SHARES = {
-    "translate": 0.7,
-    "numbers": 0.6,
-    "summarize": 0.5,
-    "fill": 1.3,
-    "question": 1.6,
-    "list": 1.3,
-    "sort": 0.8,
-    "code": 1.4,
-    "reason": 2.0,
-    "add": 1.1,
+SHARES: dict[PairRole, dict[str, float]] = {
+    "drafter": {
+        "translate": 0.8,
+        "numbers": 0.8,
+        "summarize": 0.4,
+        "fill": 1.2,
+        "question": 0.6,
+        "list": 1.6,
+        "sort": 0.8,
+        "code": 1.8,
+        "reason": 3.0,
+        "add": 0.8,
+    },
+    "refiner": {
+        "translate": 0.8,
+        "numbers": 0.8,
+        "summarize": 0.4,
+        "fill": 2.0,
+        "question": 1.6,
+        "list": 1.0,
+        "sort": 2.0,
+        "code": 0.8,
+        "reason": 1.0,
+        "add": 1.0,
+    },
 }
 
 
@@ -37,8 +52,8 @@ class Example:
 class ExampleSource:
     """An endless stream of training examples, the same for the same seed."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: str) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, role: PairRole, seed: str) -> None:
+        self._tokenizer, self._shares = tokenizer, SHARES[role]
         self._random = random.Random(seed)
         self._words: dict[str, list[int]] = {}
         self._items = {
@@ -54,7 +69,7 @@ class ExampleSource:
 
     def batch(self, count: int) -> list[Example]:
         """Examples in order of prompt length, so that halves of a batch need little padding."""
-        tasks = self._random.choices(list(SHARES), list(SHARES.values()), k=count)
+        tasks = self._random.choices(list(self._shares), list(self._shares.values()), k=count)
         examples = [self._example(draw(task, self._random, "train")) for task in tasks]
         return sorted(examples, key=lambda example: len(example.prompt_ids))
 

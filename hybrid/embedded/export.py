@@ -42,7 +42,7 @@ def export(role: PairRole, *, run: Path | None = None, out: Path | None = None) 
     model: Any = (build_drafter if role == "drafter" else build_refiner)(len(tokenizer))
     state = torch.load(run / "state.pt", weights_only=True)["model"]
     model.load_state_dict(state, strict=False)
-    source = ExampleSource(tokenizer, f"train/{role}/calibration")
+    source = ExampleSource(tokenizer, role, f"train/{role}/calibration")
     ranges = activation_ranges(model.eval(), source, role)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)

@@ -92,13 +92,13 @@ class _Corruption:
         rate = torch.where(self._rand(count, 1) < 0.1, 1.0, self._rand(count, 1))
         place = torch.arange(CANVAS_LENGTH)[None]
         cut = (self._rand(count, 1) * lengths).floor()
-        gap = 1 + (self._rand(count, 1) * 8).floor()
+        gap = 1 + (self._rand(count, 1) * 6).floor()
         kind = self._rand(count, 1)
         uniform = self._rand(count, CANVAS_LENGTH) < rate
         after_prefix = (place >= cut) & (self._rand(count, CANVAS_LENGTH) < rate.sqrt())
         in_gap = (place >= cut) & (place < cut + gap)
         self.corrupted = torch.where(
-            kind < 0.35, after_prefix, torch.where(kind < 0.43, in_gap, uniform)
+            kind < 0.3, after_prefix, torch.where(kind < 0.6, in_gap, uniform)
         )
         self._rate = rate
         self.canvas = torch.where(self.corrupted, self._noise(), targets)

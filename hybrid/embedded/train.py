@@ -55,7 +55,7 @@ class Run:
         torch.set_flush_denormal(True)
         self.generator = torch.Generator().manual_seed(self.seed)
         tokenizer = load_tokenizer()
-        self.source = ExampleSource(tokenizer, f"train/{self.role}/{self.seed}")
+        self.source = ExampleSource(tokenizer, self.role, f"train/{self.role}/{self.seed}")
         build = build_drafter if self.role == "drafter" else build_refiner
         self.model: Any = build(len(tokenizer)).train()
         named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
