@@ -1,6 +1,7 @@
 """The rules about folders and imports that no other tool checks."""
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -118,3 +119,13 @@ def test_light_modules_import_no_torch(module: str) -> None:
 def test_import_hybrid_takes_under_300_ms() -> None:
     code = "import time; t = time.perf_counter(); import hybrid; print(time.perf_counter() - t)"
     assert min(float(python(code)) for _ in range(3)) < 0.3
+
+
+def test_the_architecture_names_every_file() -> None:
+    document = (ROOT / "docs" / "architecture.md").read_text()
+    folders = ("hybrid", "hybrid/cli", "hybrid/gemma", "hybrid/embedded", "benchmarks")
+    for folder in (*folders, "policies", "drafters", "refiners", "kernels"):
+        section = document.partition(f"**{folder}/**")[2].partition("\n**")[0]
+        named = set(re.findall(r"^\| `(\w+\.py)`", section, re.MULTILINE))
+        held = {path.name for path in (ROOT / folder).glob("*.py") if path.stat().st_size}
+        assert named == held, folder

@@ -155,6 +155,21 @@ def test_long_answers_take_several_canvases() -> None:
     assert extra == pytest.approx(2 * 4 * 0.002 + 2 * 0.001)
 
 
+def test_one_token_more_than_a_canvas_takes_another() -> None:
+    full = decide(refine="none", max_denoising_steps=4, expected_tokens=32)
+    over = decide(refine="none", max_denoising_steps=4, expected_tokens=33)
+    extra = over.predicted.latency_p50_s - full.predicted.latency_p50_s
+    assert extra == pytest.approx(4 * COSTS.step_s + COSTS.commit_s)
+
+
+def test_an_unmeasured_task_stops_after_about_twelve_steps() -> None:
+    def p50(steps: int) -> float:
+        return decide(refine="none", max_denoising_steps=steps).predicted.latency_p50_s
+
+    assert p50(12) - p50(6) == pytest.approx(6 * COSTS.step_s)
+    assert p50(48) == p50(12)
+
+
 def test_ties_go_to_the_cheaper() -> None:
     flat = replace_draft({1: 0.9, 16: 0.9})
     assert decide(measured=flat, refine="none").label == "1 steps"
