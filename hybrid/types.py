@@ -131,10 +131,15 @@ class Plan:
     @property
     def label(self) -> str:
         """The plan in a few words, such as '16 steps + verify'."""
-        if self.draft is None:
-            return "AR alone"
-        steps = f"{self.draft.max_denoising_steps} steps"
-        return steps if self.refine.mode == "none" else f"{steps} + {self.refine.mode}"
+        return plan_label(self.draft.max_denoising_steps if self.draft else None, self.refine.mode)
+
+
+def plan_label(max_denoising_steps: int | None, mode: RefineMode) -> str:
+    """A choice of steps and refining in a few words."""
+    if max_denoising_steps is None:
+        return "AR alone"
+    steps = f"{max_denoising_steps} step{'' if max_denoising_steps == 1 else 's'}"
+    return steps if mode == "none" else f"{steps} + {mode}"
 
 
 @dataclass(frozen=True, slots=True)

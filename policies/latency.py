@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -26,7 +27,7 @@ from hybrid.types import DraftParams, Message, Request
 _SHORT, _LONG = "add 12 + 34", "add 12 + 34 " * 8
 _ROUNDS, _STEPS, _TOKENS = 7, 4, 8
 _LEAST_SPREAD = 1.15
-_DRIVER = Path("/proc/driver/nvidia")
+_DRIVER, _PROCESSORS = Path("/proc/driver/nvidia"), Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +238,17 @@ def _ask(prompt: str) -> Request:
 
 def _hardware() -> str:
     """Processor, cores and NVIDIA GPUs, as the system names them: asking torch takes a second."""
-    gpus = [path.read_text() for path in sorted(_DRIVER.glob("gpus/*/information"))]
-    return f"{platform.machine()} {platform.processor()} x{os.cpu_count()} {gpus}"
+    gpus = [_read(path) for path in sorted(_DRIVER.glob("gpus/*/information"))]
+    models = re.findall(r"^model name\s*: (.*)$", _read(_PROCESSORS), re.MULTILINE)
+    processor = models[0] if models else platform.processor()
+    return f"{platform.machine()} {processor} x{os.cpu_count()} {gpus}"
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text("utf-8", errors="replace")
+    except OSError:  # not Linux
+        return ""
 
 
 def _versions() -> list[str]:

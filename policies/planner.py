@@ -14,7 +14,15 @@ from hybrid.deadline import format_duration
 from hybrid.policies.latency import Latency, LatencyModel
 from hybrid.policies.schema import Policy, QualitySection
 from hybrid.policies.settings import Settings, resolve
-from hybrid.types import Plan, Prediction, RefineMode, Rejection, Request, Signals
+from hybrid.types import (
+    Plan,
+    Prediction,
+    RefineMode,
+    Rejection,
+    Request,
+    Signals,
+    plan_label,
+)
 
 _REFINER_PRIOR, _DRAFT_PRIOR, _STEPS_PRIOR = 0.92, 0.84, 6.0
 _USED_PRIOR = 12.0  # steps used at p50 where nothing is measured; the model's guide says 12 to 16
@@ -33,9 +41,7 @@ class Candidate:
     @property
     def label(self) -> str:
         """The candidate in a few words."""
-        if self.cap is None:
-            return "AR alone"
-        return f"{self.cap} steps" + ("" if self.mode == "none" else f" + {self.mode}")
+        return plan_label(self.cap, self.mode)
 
 
 def plan(

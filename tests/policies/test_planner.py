@@ -172,7 +172,7 @@ def test_an_unmeasured_task_stops_after_about_twelve_steps() -> None:
 
 def test_ties_go_to_the_cheaper() -> None:
     flat = replace_draft({1: 0.9, 16: 0.9})
-    assert decide(measured=flat, refine="none").label == "1 steps"
+    assert decide(measured=flat, refine="none").label == "1 step"
 
 
 def replace_draft(draft: dict[int, float]) -> QualitySection:
