@@ -52,7 +52,7 @@ def test_steps_have_a_second_name() -> None:
 
 
 def test_conversations_may_be_dicts() -> None:
-    turns = [
+    turns: list[Any] = [
         {"role": "system", "content": "be brief"},
         Message("user", "hello"),
     ]

@@ -68,9 +68,9 @@ CASES = (
     Case(
         Instance(
             "reason",
-            "step by step, mod ten: 2, + 4, - 3, + 5, + 5, - 4",
-            "+ 4 = 6, - 3 = 3, + 5 = 8, + 5 = 3, - 4 = 9",
-            5,
+            "step by step, mod ten: 7, + 3, + 5, + 5, + 2, + 4, + 1",
+            "+ 3 = 0, + 5 = 5, + 5 = 0, + 2 = 2, + 4 = 6, + 1 = 7",
+            6,
         ),
         "400ms",
     ),
@@ -83,7 +83,7 @@ CASES = (
             "question",
             "question: pam knows cid; dan knows hugo; mia knows emil; cid knows dan; hugo knows "
             "mia; emil knows pam. start at hugo, 3 hops",
-            "hugo knows mia knows emil knows pam",
+            "hugo mia emil pam",
             3,
         ),
         "600ms",

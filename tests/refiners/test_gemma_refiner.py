@@ -122,7 +122,7 @@ class CountingRefiner(GemmaRefiner):
             self.passes.append(token_ids.shape[1])
             return encode(model, token_ids, *rest)
 
-        model.encode = counted  # type: ignore[method-assign]
+        model.encode = counted  # type: ignore[method-assign, assignment]
         return super().open(request, max_answer_tokens)
 
 
