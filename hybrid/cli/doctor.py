@@ -117,31 +117,24 @@ def check_triton() -> Finding:
 
 
 def check_gpu() -> Finding:
-    """NVIDIA GPUs, and what NVFP4 means on them."""
+    """NVIDIA GPUs, and what NVFP4 would mean on them."""
     import torch
 
+    fix = "nothing to fix: this version has no GPU kernels yet and runs every model on the CPU"
     if not torch.cuda.is_available():
-        fix = (
-            "nothing to fix for the embedded pair; real models need a CUDA build of torch and a GPU"
-        )
-        return Finding("gpu", "less", "none that torch can use: everything runs on the CPU", fix)
-    properties = torch.cuda.get_device_properties(0)
-    capability = properties.major * 10 + properties.minor
-    nvfp4 = (
-        "could multiply in NVFP4"
-        if capability >= 100
-        else "could read NVFP4 weights and multiply in bfloat16"
-        if capability >= 80
-        else "too old for NVFP4 kernels"
-    )
-    size = properties.total_memory / 2**30
-    message = f"{properties.name}, {size:.0f} GiB, sm_{capability}: {nvfp4}"
-    return Finding(
-        "gpu",
-        "less",
-        f"{message}; today's reference operations decode NVFP4 when loading",
-        "nothing to fix: NVFP4 kernels are not in this version",
-    )
+        return Finding("gpu", "less", "none that torch can use", fix)
+    gpu = torch.cuda.get_device_properties(0)
+    size = f"{gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}"
+    return Finding("gpu", "less", f"{gpu.name}, {size}: {nvfp4_on(gpu.major)}, not used yet", fix)
+
+
+def nvfp4_on(major: int) -> str:
+    """What a GPU of this compute capability can do with NVFP4 weights."""
+    if major >= 10:  # Blackwell's tensor cores multiply blocks of it
+        return "multiplies in NVFP4"
+    if major >= 8:
+        return "reads NVFP4 weights and multiplies in bfloat16"
+    return "is too old for NVFP4"
 
 
 def check_embedded_pair() -> Finding:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hybrid.cli import main
-from hybrid.cli.doctor import CHECKS, Finding, report, run
+from hybrid.cli.doctor import CHECKS, Finding, nvfp4_on, report, run
 from hybrid.cli.terminal import Terminal
 
 
@@ -53,3 +53,10 @@ def test_a_check_that_falls_over_is_a_finding() -> None:
     console = Terminal(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(report([finding]))
     assert "\x1b" not in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("major", "said"), [(7, "too old"), (8, "bfloat16"), (9, "bfloat16"), (10, "multiplies in")]
+)
+def test_nvfp4_by_generation(major: int, said: str) -> None:
+    assert said in nvfp4_on(major)
