@@ -46,10 +46,10 @@ def make_request(prompt: Prompt, options: Options) -> Request:
     return Request(
         prompt=_check_prompt(prompt) if isinstance(prompt, str) else "",
         messages=() if isinstance(prompt, str) else _messages(prompt),
-        task=options.get("task"),
+        task=_text("task", options.get("task")),
         budget_s=_budget(options.get("budget")),
         max_new_tokens=_whole("max_new_tokens", options.get("max_new_tokens"), least=1),
-        infill=options.get("infill"),
+        infill=_text("infill", options.get("infill")),
         seed=_whole("seed", options.get("seed"), least=0, most=2**63 - 1),
         overrides=Overrides(
             max_denoising_steps=_steps(options),
@@ -74,6 +74,8 @@ def _check_prompt(prompt: str) -> str:
 
 
 def _messages(turns: Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:
+    if not isinstance(turns, Sequence) or isinstance(turns, bytes):
+        raise RequestError("prompt", turns, "a text, a list of messages or a Request")
     messages = tuple(turn if isinstance(turn, Message) else _message(turn) for turn in turns)
     if not messages or messages[-1].role != "user":
         raise RequestError("messages", len(messages), "end a conversation with a user's message")
@@ -82,10 +84,11 @@ def _messages(turns: Sequence[Message | Mapping[str, str]]) -> tuple[Message, ..
 
 
 def _message(turn: Mapping[str, str]) -> Message:
-    role = turn.get("role", "")
-    if set(turn) != {"role", "content"} or role not in get_args(Role):
-        raise RequestError("messages", dict(turn), f"give a role {get_args(Role)} and a content")
-    return Message(cast(Role, role), turn["content"])
+    if isinstance(turn, Mapping) and turn.keys() == {"role", "content"}:
+        role, content = turn["role"], turn["content"]
+        if role in get_args(Role) and isinstance(content, str):
+            return Message(cast(Role, role), content)
+    raise RequestError("messages", turn, f"give a role {get_args(Role)} and a content")
 
 
 def _budget(budget: str | timedelta | None) -> float | None:
@@ -104,6 +107,12 @@ def _steps(options: Options) -> int | None:
         allowed = "give max_denoising_steps or num_diffusion_steps: they are one setting"
         raise RequestError("num_diffusion_steps", alias, allowed)
     return _whole("max_denoising_steps", alias if steps is None else steps, least=1)
+
+
+def _text(field: str, value: str | None) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise RequestError(field, value, "a text")
+    return value
 
 
 def _whole(field: str, value: int | None, least: int, most: int | None = None) -> int | None:
@@ -128,6 +137,6 @@ def _refine_mode(mode: str | None) -> RefineMode | None:
     if mode is None:
         return None
     if mode not in get_args(RefineMode):
-        hint = did_you_mean(mode, get_args(RefineMode))
+        hint = did_you_mean(str(mode), get_args(RefineMode))
         raise RequestError("refine", mode, f"one of {', '.join(get_args(RefineMode))}{hint}")
     return cast(RefineMode, mode)
