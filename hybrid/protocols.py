@@ -78,6 +78,11 @@ class RefinerSession(Protocol):
     """A refiner at work on one request; keeps the cache of everything it has read."""
 
     @property
+    def max_answer_tokens(self) -> int:
+        """Most tokens of an answer that there is room for."""
+        ...
+
+    @property
     def forward_passes(self) -> int:
         """Passes through the model so far, the prompt's included."""
         ...
@@ -114,9 +119,9 @@ class Refiner(Protocol):
         ...
 
     def open(self, request: Request, max_answer_tokens: int) -> RefinerSession:
-        """A session on the request's prompt with room for an answer; reads nothing yet.
+        """A session on the request's prompt, with room for an answer as far as the context allows.
 
-        Raises RequestError if the prompt does not fit in the context.
+        Reads nothing yet. Raises RequestError if the prompt does not fit in the context.
         """
         ...
 

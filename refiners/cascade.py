@@ -22,7 +22,6 @@ def cascade(session: RefinerSession, assignment: Assignment) -> Outcome:
     if verdict.accepted and is_whole:
         return Outcome(verdict, token_ids, len(token_ids), "stop")
     scores = scores or session.score(token_ids)
-    agreed = count_agreed(token_ids, scores.choices)
-    if agreed == len(token_ids) and is_whole:
-        return Outcome(verdict, token_ids, agreed, "stop")
-    return continue_from(session, token_ids[:agreed], scores.choices[agreed], assignment, verdict)
+    agreed = count_agreed(token_ids, scores.choices, assignment.end_token_ids)
+    following = scores.choices[agreed]
+    return continue_from(session, token_ids[:agreed], following, assignment, verdict)

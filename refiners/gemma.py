@@ -57,7 +57,8 @@ class GemmaSession:
     """
 
     def __init__(self, model: GemmaModel, prompt: list[int], max_answer_tokens: int) -> None:
-        self._model, self._prompt, self._room = model, prompt, max_answer_tokens
+        self._model, self._prompt = model, prompt
+        self.max_answer_tokens = max_answer_tokens
         capacity = len(prompt) + max_answer_tokens
         self._cache = model.new_cache(1, capacity, spare=max_answer_tokens)
         self._states = torch.empty(
@@ -75,9 +76,12 @@ class GemmaSession:
         """See `RefinerSession.score`."""
         first = max(0, len(self._states) - 1)
         self._read(token_ids)
-        log_p = self._model.logits(self._states[first:]).log_softmax(-1)
+        logits = self._model.logits(self._states[first:])
+        # Not of the log-probabilities: rounding makes ties there that greedy decoding never sees.
+        choices: list[int] = logits.argmax(-1).tolist()
+        log_p = logits.log_softmax(-1)
         logprobs: list[float] = log_p[range(len(token_ids)), list(token_ids)].tolist()
-        return Scores(tuple(logprobs), tuple(log_p.argmax(-1).tolist()))
+        return Scores(tuple(logprobs), tuple(choices))
 
     def rewind(self, answer_tokens: int) -> None:
         """See `RefinerSession.rewind`."""
@@ -92,7 +96,7 @@ class GemmaSession:
         if token_ids or not len(self._states):
             self._read(token_ids)
         written: list[int] = []
-        limit = min(max_new_tokens, self._room - (len(self._states) - 1))
+        limit = min(max_new_tokens, self.max_answer_tokens - (len(self._states) - 1))
         while len(written) < limit:
             deadline.raise_if_cancelled()
             if deadline.expired:

@@ -9,7 +9,7 @@ from hybrid.types import Draft, FinishReason, RefineParams, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A draft to refine, and what it may cost. Draft tokens past `max_new_tokens` are ignored."""
+    """A draft to refine, and what it may cost. No mode reads draft tokens past `max_new_tokens`."""
 
     draft: Draft
     params: RefineParams
@@ -42,8 +42,11 @@ def continue_from(
 ) -> Outcome:
     """`kept` draft tokens, then the refiner's own `following` token and all that comes after.
 
-    The session must have read at least `kept`; what it read beyond that is forgotten.
+    Nothing comes after an end token. The session must have read at least `kept`; what it read
+    beyond that is forgotten.
     """
+    if kept and kept[-1] in assignment.end_token_ids:
+        return Outcome(verdict, kept, len(kept), "stop")
     room = assignment.max_new_tokens - len(kept)
     if room <= 0:
         return Outcome(verdict, kept, len(kept), "length")

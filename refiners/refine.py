@@ -54,11 +54,12 @@ def refine(
         raise CapabilityError(f"refine mode {params.mode}", "this policy", "it names no refiner")
     started = time.monotonic()
     session = refiner.open(request, max_new_tokens)
+    limit = min(max_new_tokens, session.max_answer_tokens)
     if draft is None:
-        token_ids, reason = session.continue_greedily((), max_new_tokens, deadline)
+        token_ids, reason = session.continue_greedily((), limit, deadline)
         outcome, guarantee = Outcome(None, token_ids, 0, reason), MODES["verify"].guarantee
     else:
-        assignment = Assignment(draft, params, max_new_tokens, deadline, refiner.end_token_ids)
+        assignment = Assignment(draft, params, limit, deadline, refiner.end_token_ids)
         mode = MODES[params.mode]
         outcome, guarantee = mode.run(session, assignment), mode.guarantee
     text = refiner.decode(outcome.token_ids)

@@ -6,8 +6,8 @@ from hybrid.refiners.verdict import judge
 
 
 def score(session: RefinerSession, assignment: Assignment) -> Outcome:
-    """The draft as it is, judged by the refiner."""
-    draft = assignment.draft
-    logprobs = session.score(draft.token_ids).logprobs if draft.token_ids else ()
+    """The draft as it is, judged by the refiner as far as an answer may go."""
+    draft, token_ids = assignment.draft, assignment.token_ids
+    logprobs = session.score(token_ids).logprobs if token_ids else ()
     verdict = judge(logprobs, assignment.params)
     return Outcome(verdict, draft.token_ids, len(draft.token_ids), draft.finish_reason)

@@ -34,7 +34,8 @@ class ScriptedRefiner:
         prompt = request.conversation[-1].content
         if prompt not in self.answers:
             raise RequestError("prompt", prompt, f"scripted are {sorted(self.answers)}")
-        return ScriptedSession([*self.answers[prompt].encode(), END], self.fails_at)
+        answer = [*self.answers[prompt].encode(), END]
+        return ScriptedSession(answer, self.fails_at, max_answer_tokens)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """See `Refiner.decode`."""
@@ -47,6 +48,7 @@ class ScriptedSession:
 
     answer: list[int]
     fails_at: Literal["score", "continue"] | None
+    max_answer_tokens: int
     read: list[int] = field(default_factory=list)
     tokens_read: int = 0
     forward_passes: int = 0

@@ -5,7 +5,7 @@ rest is the refiner's. The answer is token for token what greedy decoding alone 
 and each accepted token has saved a pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from hybrid.protocols import RefinerSession
 from hybrid.refiners.outcome import Assignment, Outcome, continue_from
@@ -16,7 +16,7 @@ def verify(session: RefinerSession, assignment: Assignment) -> Outcome:
     """The refiner's own greedy answer, with the draft as speculation."""
     token_ids = assignment.token_ids
     scores = session.score(token_ids)
-    agreed = count_agreed(token_ids, scores.choices)
+    agreed = count_agreed(token_ids, scores.choices, assignment.end_token_ids)
     mean = sum(scores.logprobs) / len(token_ids) if token_ids else 0.0
     verdict = Verdict(
         accepted=agreed == len(token_ids) > 0,
@@ -26,13 +26,15 @@ def verify(session: RefinerSession, assignment: Assignment) -> Outcome:
         reason=f"the refiner agrees with {agreed} of {len(token_ids)} tokens",
         logprobs=scores.logprobs,
     )
-    kept = token_ids[:agreed]
-    if kept and kept[-1] in assignment.end_token_ids:
-        return Outcome(verdict, kept, agreed, "stop")
-    return continue_from(session, kept, scores.choices[agreed], assignment, verdict)
+    following = scores.choices[agreed]
+    return continue_from(session, token_ids[:agreed], following, assignment, verdict)
 
 
-def count_agreed(token_ids: Sequence[int], choices: Sequence[int]) -> int:
-    """The length of the longest prefix that consists of the refiner's own choices."""
-    pairs = zip(token_ids, choices, strict=False)
-    return next((i for i, (token, choice) in enumerate(pairs) if token != choice), len(token_ids))
+def count_agreed(token_ids: Sequence[int], choices: Sequence[int], end_token_ids: Set[int]) -> int:
+    """The length of the longest prefix that the refiner would have written, its end included."""
+    for count, (token, choice) in enumerate(zip(token_ids, choices, strict=False)):
+        if token != choice:
+            return count
+        if token in end_token_ids:
+            return count + 1
+    return len(token_ids)

@@ -1,9 +1,11 @@
 """Every refine mode over a scripted refiner: what it keeps, what it costs, what it promises."""
 
+from itertools import count
+from threading import Event
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hybrid.deadline import Deadline
@@ -43,15 +45,71 @@ def run(
     return refine(refiner, Request("say it"), draft, wanted, max_new_tokens, deadline or Deadline())
 
 
+def ending_at(poll: int) -> Deadline:
+    """A deadline that has passed when it is looked at for the `poll`-th time, from 0."""
+    polls = count()
+
+    class Countdown(Deadline):
+        @property
+        def expired(self) -> bool:
+            return next(polls) >= poll
+
+    return Countdown()
+
+
+def cancelled_at(poll: int) -> Deadline:
+    """A deadline whose caller has gone away when it is asked for the `poll`-th time, from 0."""
+    polls = count()
+
+    class Countdown(Event):
+        def is_set(self) -> bool:
+            return next(polls) >= poll
+
+    return Deadline(cancelled=Countdown())
+
+
 def refined(draft: Draft | None, mode: Any, **options: Any) -> Refinement:
     refinement = run(draft, mode, **options)[1]
     assert refinement is not None
     return refinement
 
 
-@given(st.lists(st.integers(0, END), max_size=40))
-def test_verify_is_the_refiners_own_answer_for_any_draft(token_ids: list[int]) -> None:
-    assert refined(draft_of(tuple(token_ids)), "verify").token_ids == WHOLE
+tokens = st.integers(0, END) | st.sampled_from(WHOLE)
+drafts = st.builds(
+    lambda kept, rest: (*WHOLE[:kept], *rest),
+    st.integers(0, len(WHOLE)),
+    st.lists(tokens, max_size=12),
+)
+
+
+@given(drafts, st.integers(1, 40))
+@example((*WHOLE, END, 5), 40)
+@example(WHOLE, len(WHOLE) - 1)
+def test_verify_is_the_refiners_own_answer_for_any_draft(
+    token_ids: tuple[int, ...], limit: int
+) -> None:
+    alone = refined(None, "generate", max_new_tokens=limit)
+    refinement = refined(draft_of(token_ids), "verify", max_new_tokens=limit)
+    assert refinement.token_ids == alone.token_ids == WHOLE[:limit]
+    assert refinement.finish_reason == alone.finish_reason
+    assert refinement.text == alone.text
+    assert refinement.guarantee == alone.guarantee == "lossless"
+    assert refinement.forward_passes <= alone.forward_passes + 1
+
+
+@given(drafts, st.integers(1, 40), st.sampled_from(("refiner", "self")), st.floats(-6, 0))
+def test_cascade_is_the_draft_or_the_refiners_own_answer(
+    token_ids: tuple[int, ...], limit: int, scorer: str, threshold: float
+) -> None:
+    draft = draft_of(token_ids, self_logprob=-2.0)
+    verdict, refinement = run(
+        draft, "cascade", max_new_tokens=limit, scorer=scorer, min_token_logprob=threshold
+    )
+    assert verdict is not None
+    assert refinement is not None
+    is_taken = verdict.accepted and token_ids[:limit][-1:] == (END,)
+    assert refinement.token_ids == (token_ids if is_taken else WHOLE)[:limit]
+    assert refinement.guarantee == "ar_or_draft"
 
 
 @given(st.integers(0, len(WHOLE)), st.integers(0, END))
@@ -78,12 +136,27 @@ def test_verify_goes_on_where_a_draft_was_cut() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 5, 19, 20, 21])
-def test_no_answer_is_longer_than_allowed(limit: int) -> None:
-    for draft in (text_draft(ANSWER), text_draft("the slow brown fox"), None):
-        mode = "generate" if draft is None else "verify"
-        refinement = refined(draft, mode, max_new_tokens=limit)
+@pytest.mark.parametrize("text", [ANSWER, "the slow brown fox"])
+def test_no_answer_is_longer_than_allowed(text: str, limit: int) -> None:
+    for mode in ("verify", "cascade"):
+        refinement = refined(text_draft(text), mode, max_new_tokens=limit, min_token_logprob=-4.0)
         assert refinement.token_ids == WHOLE[:limit]
         assert refinement.finish_reason == ("stop" if limit >= len(WHOLE) else "length")
+
+
+def test_cascade_does_not_take_a_draft_that_is_cut_at_the_limit() -> None:
+    draft = text_draft("the slow brown cow", self_logprob=-0.1)
+    refinement = refined(draft, "cascade", scorer="self", max_new_tokens=5)
+    assert refinement.token_ids == WHOLE[:5]
+
+
+def test_score_reads_no_further_than_an_answer_may_go() -> None:
+    draft = text_draft(ANSWER)
+    verdict, refinement = run(draft, "score", max_new_tokens=5)
+    assert verdict is not None
+    assert refinement is not None
+    assert len(verdict.logprobs) == 5
+    assert (refinement.token_ids, refinement.finish_reason) == (draft.token_ids, "stop")
 
 
 def test_score_leaves_the_draft_as_it_is() -> None:
@@ -138,13 +211,43 @@ def test_cascade_by_self_score_wakes_the_refiner_only_for_failures() -> None:
     assert mended.forward_passes > 0
 
 
-def test_an_empty_draft_is_refused_and_rewritten() -> None:
-    for mode in ("cascade", "verify"):
-        verdict, refinement = run(draft_of(()), mode, min_token_logprob=-4.0)
-        assert verdict is not None
-        assert not verdict.accepted
-        assert refinement is not None
-        assert refinement.text == ANSWER
+@pytest.mark.parametrize("mode", ["verify", "cascade"])
+@pytest.mark.parametrize("scorer", ["refiner", "self"])
+def test_an_empty_draft_is_refused_and_rewritten(mode: str, scorer: str) -> None:
+    verdict, refinement = run(draft_of(()), mode, scorer=scorer)
+    assert verdict is not None
+    assert not verdict.accepted
+    assert refinement is not None
+    assert (refinement.text, refinement.accepted_tokens) == (ANSWER, 0)
+
+
+def test_an_empty_draft_scores_nothing() -> None:
+    verdict, refinement = run(draft_of(()), "score")
+    assert verdict is not None
+    assert (verdict.accepted, verdict.logprobs) == (False, ())
+    assert verdict.reason == "the draft is empty"
+    assert refinement is not None
+    assert (refinement.token_ids, refinement.forward_passes) == ((), 0)
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "reason"),
+    [
+        ({}, "mean log-probability -0.59, least -5.00"),
+        ({"min_mean_logprob": -0.6, "min_token_logprob": -5.0},
+         "mean log-probability -0.59, least -5.00"),
+        ({"min_mean_logprob": -0.5}, "mean log-probability -0.59 below -0.5"),
+        ({"min_token_logprob": -4.5}, "least log-probability -5.00 below -4.5"),
+        ({"min_mean_logprob": -0.5, "min_token_logprob": -4.5},
+         "mean log-probability -0.59 below -0.5; least log-probability -5.00 below -4.5"),
+    ],
+)  # fmt: skip
+def test_every_threshold_that_fails_is_named(thresholds: dict[str, Any], reason: str) -> None:
+    """Twenty tokens, of which two are wrong: (18 x -0.1 - 2 x 5) / 20."""
+    verdict, _ = run(text_draft("the quick brown fax"), "score", **thresholds)
+    assert verdict is not None
+    assert verdict.reason == reason
+    assert verdict.accepted == ("below" not in reason)
 
 
 def test_edits_are_the_changed_characters_of_the_drafts_text() -> None:
@@ -164,17 +267,34 @@ def test_applying_all_edits_gives_the_refined_text(old: str, new: str) -> None:
     assert text == new
 
 
-def test_a_deadline_in_mid_answer_is_said() -> None:
-    refinement = refined(text_draft("the slow"), "verify", deadline=Deadline.after(1e-9))
+@pytest.mark.parametrize("mode", ["verify", "cascade"])
+@pytest.mark.parametrize("poll", [0, 1, 7])
+def test_a_deadline_in_mid_answer_leaves_the_right_start(mode: str, poll: int) -> None:
+    """The agreed "the ", the refiner's next token from the same pass, then a token a poll."""
+    draft = text_draft("the slow")
+    refinement = refined(draft, mode, deadline=ending_at(poll), min_token_logprob=-4.0)
     assert refinement.finish_reason == "budget"
-    assert WHOLE[: len(refinement.token_ids)] == refinement.token_ids
+    assert refinement.accepted_tokens == 4
+    assert refinement.token_ids == WHOLE[: 4 + 1 + poll]
+    assert refinement.forward_passes == 1 + poll
 
 
-def test_cancelling_ends_the_work() -> None:
-    deadline = Deadline()
-    deadline.cancel()
+def test_a_deadline_cuts_the_refiner_alone() -> None:
+    refinement = refined(None, "generate", deadline=ending_at(3))
+    assert (refinement.token_ids, refinement.finish_reason) == (WHOLE[:3], "budget")
+
+
+def test_a_deadline_that_passes_while_a_right_draft_is_read_costs_nothing() -> None:
+    refinement = refined(text_draft(ANSWER), "verify", deadline=Deadline.after(0.0))
+    assert (refinement.token_ids, refinement.finish_reason) == (WHOLE, "stop")
+
+
+@pytest.mark.parametrize("mode", ["verify", "cascade", "generate"])
+@pytest.mark.parametrize("poll", [0, 3])
+def test_cancelling_ends_the_work_in_mid_answer(mode: str, poll: int) -> None:
+    draft = None if mode == "generate" else text_draft("the slow")
     with pytest.raises(Cancelled):
-        run(text_draft("the slow"), "verify", deadline=deadline)
+        run(draft, mode, deadline=cancelled_at(poll), min_token_logprob=-4.0)
 
 
 @pytest.mark.parametrize("stage", ["score", "continue"])
