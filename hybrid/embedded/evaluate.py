@@ -116,7 +116,8 @@ def measure_task(
         written.append(check(instance, refiner.decode(token_ids)))
         passes.append(session.forward_passes)
         reading = refiner.open(Request(instance.prompt), CANVAS_LENGTH)
-        agreed += count_agreed(draft.token_ids, reading.score(draft.token_ids).choices)
+        choices = reading.score(draft.token_ids).choices
+        agreed += count_agreed(draft.token_ids, choices, refiner.end_token_ids)
     rows.append(_row(name, "AR", written, passes))
     tokens = sum(len(draft.token_ids) for draft in drafts)
     return Measured(name, tuple(rows), separation(scores, right), agreed / tokens)

@@ -21,7 +21,7 @@ from hybrid.embedded import PairRole, weights_path
 from hybrid.embedded.examples import ExampleSource
 from hybrid.embedded.networks import CANVAS_LENGTH, build_drafter, build_refiner
 from hybrid.embedded.objectives import encoder_loss, refiner_loss
-from hybrid.embedded.tokenizer import EOS, PAD
+from hybrid.embedded.tokenizer import EOS, PAD, TOKENIZER_FILES
 from hybrid.embedded.tokenizer import load as load_tokenizer
 from hybrid.kernels.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, quantize_torch
 
@@ -45,7 +45,9 @@ def export(role: PairRole, *, run: Path | None = None, out: Path | None = None) 
     source = ExampleSource(tokenizer, role, f"train/{role}/calibration")
     ranges = activation_ranges(model.eval(), source, role)
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(out)
+    for name in TOKENIZER_FILES:
+        if not (out / name).exists():
+            shutil.copyfile(weights_path("drafter") / name, out / name)
     tensors = dict(stored_tensors(model.state_dict(), ranges, role))
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone

@@ -21,6 +21,7 @@ SPECIAL_TOKENS = (
     *("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<|user>", "<|model>", "<|system>"),
     *("<boi>", "<eoi>", "<image>"),
 )
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}<|model>{{ message['content'] }}{{ eos_token }}"
