@@ -44,13 +44,12 @@ class ScriptedRefiner:
 
 @dataclass
 class ScriptedSession:
-    """See `hybrid.protocols.RefinerSession`. `tokens_read` counts every token of an answer read."""
+    """See `hybrid.protocols.RefinerSession`; `read` are the answer tokens read so far."""
 
     answer: list[int]
     fails_at: Literal["score", "continue"] | None
     max_answer_tokens: int
     read: list[int] = field(default_factory=list)
-    tokens_read: int = 0
     forward_passes: int = 0
 
     def score(self, token_ids: Sequence[int]) -> Scores:
@@ -63,7 +62,6 @@ class ScriptedSession:
             logprobs.append(_SURE if token == choices[-1] else _DOUBTFUL)
             self.read.append(token)
             choices.append(self._choice())
-        self.tokens_read += len(token_ids)
         self.forward_passes += 1
         return Scores(tuple(logprobs), tuple(choices))
 
@@ -78,7 +76,6 @@ class ScriptedSession:
         if self.fails_at == "continue":
             raise BackendError("continue", "scripted failure", retryable=True)
         self.read += token_ids
-        self.tokens_read += len(token_ids)
         written: list[int] = []
         while len(written) < max_new_tokens:
             deadline.raise_if_cancelled()

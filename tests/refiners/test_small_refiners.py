@@ -1,0 +1,117 @@
+"""Lossless on random models of small windows, many end tokens and little context."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybrid.deadline import Deadline
+from hybrid.gemma.model import load_model
+from hybrid.gemma.tokenizer import ChatTokenizer
+from hybrid.refiners.gemma import GemmaRefiner
+from hybrid.refiners.refine import refine
+from hybrid.types import Draft, Message, Refinement, RefineMode, RefineParams, Request
+
+CONTEXT, VOCABULARY = 48, 61
+GEOMETRIES: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "experts": {"enable_moe_block": True},
+    "window of 4": {"sliding_window": 4},
+    "all full": {"layer_types": ["full_attention"] * 3},
+}
+Pair = tuple[GemmaRefiner, Any]
+
+
+class NumberTokenizer:
+    """Prompts are token ids written as numbers."""
+
+    def encode_conversation(self, messages: Sequence[Message]) -> list[int]:
+        return [int(word) for word in messages[-1].content.split()]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return " ".join(map(str, token_ids))
+
+
+@pytest.fixture(scope="module", params=GEOMETRIES, ids=lambda name: name.replace(" ", "-"))
+def pair(request: pytest.FixtureRequest, make_causal: Callable[..., tuple[Any, Path]]) -> Pair:
+    """A refiner and the transformers model that it was loaded from; every eighth token is an end.
+
+    Attention is made sharp and loud: random models without that repeat their last token.
+    """
+    reference, folder = make_causal(
+        max_position_embeddings=CONTEXT,
+        eos_token_id=[*range(1, VOCABULARY, 8)],
+        **GEOMETRIES[request.param],
+    )
+    for name, tensor in reference.state_dict().items():
+        if name.endswith("q_norm.weight"):
+            tensor.mul_(10)
+        elif name.endswith("post_attention_layernorm.weight"):
+            tensor.mul_(4)
+    reference.save_pretrained(folder)
+    return GemmaRefiner(load_model(folder), cast(ChatTokenizer, NumberTokenizer())), reference
+
+
+def refined(
+    refiner: GemmaRefiner,
+    prompt: list[int],
+    token_ids: Sequence[int] | None,
+    mode: RefineMode,
+    limit: int,
+) -> Refinement:
+    text = refiner.decode(token_ids or ())
+    draft = None if token_ids is None else Draft(tuple(token_ids), text, (), (), "stop")
+    request, params = Request(" ".join(map(str, prompt))), RefineParams(mode, min_token_logprob=0.0)
+    _, refinement = refine(refiner, request, draft, params, limit, Deadline())
+    assert refinement is not None
+    return refinement
+
+
+tokens = st.integers(0, VOCABULARY - 1)
+prompts = st.lists(tokens, min_size=1, max_size=CONTEXT - 1)
+
+
+@settings(derandomize=True, deadline=None)  # at random, two logits might be equal but for rounding
+@given(prompts, st.integers(1, 24), st.integers(0, 24), st.lists(tokens, max_size=24))
+def test_verify_equals_greedy_decoding_for_any_draft(
+    pair: Pair, prompt: list[int], limit: int, kept: int, rest: list[int]
+) -> None:
+    refiner, _ = pair
+    alone = refined(refiner, prompt, None, "generate", limit)
+    refinement = refined(refiner, prompt, [*alone.token_ids[:kept], *rest], "verify", limit)
+    assert refinement.token_ids == alone.token_ids
+    assert refinement.finish_reason == alone.finish_reason
+    assert refinement.accepted_tokens >= min(kept, len(alone.token_ids))
+
+
+@pytest.mark.parametrize("length", [1, 4, 13, 30, CONTEXT - 5, CONTEXT - 1])
+def test_greedy_decoding_equals_transformers(pair: Pair, length: int) -> None:
+    refiner, reference = pair
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        prompt = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+        room = min(16, CONTEXT - length)
+        ends = sorted(refiner.end_token_ids)
+        with torch.inference_mode():
+            output = reference.generate(
+                torch.tensor([prompt]), max_new_tokens=room, do_sample=False, eos_token_id=ends
+            )
+        alone = refined(refiner, prompt, None, "generate", 16)
+        assert alone.token_ids == tuple(output[0, length:].tolist())
+
+
+@pytest.mark.parametrize("mode", ["score", "verify", "cascade"])
+def test_a_draft_longer_than_the_context_is_read_as_far_as_it_fits(
+    pair: Pair, mode: RefineMode
+) -> None:
+    refiner, _ = pair
+    prompt, draft = [8] * (CONTEXT - 3), [8] * 9
+    refinement = refined(refiner, prompt, draft, mode, 16)
+    if mode == "score":
+        assert refinement.token_ids == tuple(draft)
+    else:
+        assert refinement.token_ids == refined(refiner, prompt, None, "generate", 16).token_ids
