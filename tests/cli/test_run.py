@@ -161,7 +161,9 @@ def test_a_terminal_sees_it_crystallise_then_the_answer() -> None:
 
 
 def test_ctrl_c_in_mid_draft_stops_cleanly() -> None:
-    code, output = in_terminal(*[f" word{i}" for i in range(9)], send=signal.SIGINT, step_s=0.2)
+    code, output = in_terminal(
+        *[f" word{i}" for i in range(9)], send=signal.SIGINT, step_s=0.2, steps=60
+    )
     assert code == 130
     assert "Traceback" not in output
     assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l")
