@@ -44,7 +44,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A model folder. Memory is in bytes; `cache_bytes_per_token` is a full context's share."""
+    """A model folder; `cache_bytes` is what keys and values of one full context take in float32."""
 
     folder: str
     architecture: str
