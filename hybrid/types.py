@@ -4,6 +4,7 @@ Durations are seconds, probabilities and entropies are natural logarithms (nats)
 are those of the drafter's tokenizer, which the refiner shares.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -126,7 +127,7 @@ class Plan:
     budget_s: float | None
     predicted: Prediction
     rule: str
-    rejected: tuple[Rejection, ...] = ()
+    rejected: Sequence[Rejection] = ()
 
     @property
     def label(self) -> str:

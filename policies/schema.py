@@ -267,8 +267,8 @@ class QualitySection(Section):
     steps_used: dict[StepsKey, Annotated[float, Field(ge=0)]] = Field(
         default={}, description="Mean steps really used, by cap; adaptive stopping saves the rest."
     )
-    agreement: float = Field(
-        default=0.7, ge=0, le=1, description="Share of a draft that verify accepts, on average."
+    agreement: dict[StepsKey, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default={}, description="Share of a draft that verify keeps on average, by cap."
     )
 
 

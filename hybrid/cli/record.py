@@ -6,7 +6,7 @@ null.
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from hybrid.types import Plan, Result
@@ -14,9 +14,10 @@ from hybrid.types import Plan, Result
 
 def record(result: Result | Plan) -> dict[str, Any]:
     """As plain values, with the plan's label, the steps used and whether in budget."""
-    values = asdict(result)
     if isinstance(result, Plan):
-        return {"label": result.label, **values}
+        rejected = [asdict(rejection) for rejection in result.rejected]
+        return {"label": result.label, **asdict(replace(result, rejected=())), "rejected": rejected}
+    values = asdict(replace(result, plan=replace(result.plan, rejected=())))
     values["plan"] = record(result.plan)
     if result.draft is not None:
         values["draft"]["steps"] = result.draft.steps

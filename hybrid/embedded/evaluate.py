@@ -5,7 +5,7 @@ in batches, which changes nothing: a draft depends on its own seed alone.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One task. Self-score and `agreement`, the share of a draft that `verify` keeps, are taken at
-    the largest cap.
+    """One task. `agreement` is the share of the drafts that `verify` keeps, by cap; the self-score
+    is taken at the largest cap.
     """
 
     name: str
     rows: tuple[Row, ...]
     self_score_auroc: float | None
-    agreement: float
+    agreement: Mapping[int, float]
 
     def quality(self) -> dict[str, Any]:
         """As a policy's `quality` section has it."""
@@ -63,7 +63,7 @@ class Measured:
             "draft": {cap: round(row.accuracy, 4) for cap, row in caps.items()},
             "refiner": round(refiner.accuracy, 4),
             "steps_used": {cap: round(row.mean_passes, 2) for cap, row in caps.items()},
-            "agreement": round(self.agreement, 4),
+            "agreement": {cap: round(share, 4) for cap, share in self.agreement.items()},
         }
 
 
@@ -103,24 +103,23 @@ def measure_task(
 ) -> Measured:
     """One task: the drafter at every cap, the refiner alone, and the refiner on drafts."""
     name = instances[0].task
-    rows = []
+    sessions = [refiner.open(Request(i.prompt), CANVAS_LENGTH) for i in instances]
+    answers = [s.continue_greedily((), CANVAS_LENGTH, Deadline())[0] for s in sessions]
+    rows, agreement = [], {}
     for cap in caps:
         drafts = draft_all(drafter, instances, cap)
         right = [check(i, d.text) for i, d in zip(instances, drafts, strict=True)]
         rows.append(_row(name, f"{cap} steps", right, [d.steps for d in drafts]))
+        # Greedy decoding is its own arg-max, so its answer tells what verify would keep.
+        kept = [
+            count_agreed(draft.token_ids, answer, refiner.end_token_ids)
+            for draft, answer in zip(drafts, answers, strict=True)
+        ]
+        agreement[cap] = sum(kept) / sum(len(draft.token_ids) for draft in drafts)
     scores = [min(draft.self_logprobs, default=0.0) for draft in drafts]
-    written, passes, agreed = [], [], 0
-    for instance, draft in zip(instances, drafts, strict=True):
-        session = refiner.open(Request(instance.prompt), CANVAS_LENGTH)
-        token_ids, _ = session.continue_greedily((), CANVAS_LENGTH, Deadline())
-        written.append(check(instance, refiner.decode(token_ids)))
-        passes.append(session.forward_passes)
-        reading = refiner.open(Request(instance.prompt), CANVAS_LENGTH)
-        choices = reading.score(draft.token_ids).choices
-        agreed += count_agreed(draft.token_ids, choices, refiner.end_token_ids)
-    rows.append(_row(name, "AR", written, passes))
-    tokens = sum(len(draft.token_ids) for draft in drafts)
-    return Measured(name, tuple(rows), separation(scores, right), agreed / tokens)
+    written = [check(i, refiner.decode(a)) for i, a in zip(instances, answers, strict=True)]
+    rows.append(_row(name, "AR", written, [s.forward_passes for s in sessions]))
+    return Measured(name, tuple(rows), separation(scores, right), agreement)
 
 
 def draft_all(
@@ -180,7 +179,7 @@ def print_table(measured: Sequence[Measured]) -> None:
             *(f"{100 * row.accuracy:.1f}" for row in task.rows),
             f"{task.rows[-2].mean_passes:.1f}",
             f"{task.rows[-1].mean_passes:.1f}",
-            f"{task.agreement:.2f}",
+            f"{[*task.agreement.values()][-1]:.2f}",
             f"{auroc:.2f}" if auroc is not None else "",
         )
     Console(width=140).print(table)

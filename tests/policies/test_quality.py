@@ -13,9 +13,10 @@ from hybrid.policies.schema import QualitySection
 def test_tables_are_read_by_task_and_number_of_steps(tmp_path: Path) -> None:
     file = tmp_path / "evaluation.json"
     table = {"draft": {"4": 0.5, "16": 0.8}, "refiner": 0.9, "steps_used": {"16": 5.5}}
+    table["agreement"] = {"16": 0.7}
     file.write_text(json.dumps({"seed": 1, "quality": {"sort": table}}))
     measured = QualitySection(
-        draft={4: 0.5, 16: 0.8}, refiner=0.9, steps_used={16: 5.5}, agreement=0.7
+        draft={4: 0.5, 16: 0.8}, refiner=0.9, steps_used={16: 5.5}, agreement={16: 0.7}
     )
     assert read_quality(file) == {"sort": measured}
 

@@ -1,0 +1,175 @@
+"""Every plan that a policy allows, with the latency and quality that each is expected to have.
+
+Kept as columns, because a policy may allow hundreds and a decision has 200 microseconds: a
+candidate costs a few multiplications, and becomes an object only where somebody reads it. For a
+task that was not measured a prior stands in, which says only that the autoregressive model is
+better and that steps have diminishing returns, levelling off at about 24: the gap between the
+published models is 5 to 19 points (model card of DiffusionGemma, June 2026).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from hybrid.policies.latency import Latency, LatencyModel
+from hybrid.policies.schema import QualitySection
+from hybrid.policies.settings import Settings
+from hybrid.types import Prediction, RefineMode, Signals, plan_label
+
+Points = tuple[tuple[int, float], ...]
+
+_REFINER_PRIOR, _DRAFT_PRIOR, _STEPS_PRIOR = 0.92, 0.84, 6.0
+_USED_PRIOR = 12.0  # steps used at p50 where nothing is measured; the model's guide says 12 to 16
+_AGREEMENT_PRIOR = 0.7  # share of a draft of many steps that verify keeps
+_CASCADE_RECOVERY = 0.9  # share of a draft's failures that a cascade notices and mends
+_LONGER_ANSWER = 1.5  # p95 of an answer's length, relative to the expected one
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A plan on paper: a cap on steps (None: nothing is drafted) and a refine mode."""
+
+    cap: int | None
+    mode: RefineMode
+    predicted: Prediction
+
+    @property
+    def label(self) -> str:
+        """The candidate in a few words."""
+        return plan_label(self.cap, self.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Columns, an entry a candidate: cap, mode, latency (seconds) and quality (0 to 1)."""
+
+    caps: list[int | None]
+    modes: list[RefineMode]
+    p50_s: list[float]
+    p95_s: list[float]
+    quality: list[float]
+
+    def __len__(self) -> int:
+        return len(self.caps)
+
+    def __getitem__(self, index: int) -> Candidate:
+        predicted = Prediction(self.p50_s[index], self.p95_s[index], self.quality[index])
+        return Candidate(self.caps[index], self.modes[index], predicted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Curves:
+    """What is expected of a task, an entry a cap: steps used, share of the draft that the refiner
+    keeps, and quality by refine mode, in whole per cents (no table is measured more finely).
+    """
+
+    used: tuple[float, ...]
+    agreement: tuple[float, ...]
+    quality: Mapping[RefineMode, tuple[float, ...]]
+
+
+def list_candidates(
+    settings: Settings,
+    signals: Signals,
+    latency: LatencyModel,
+    measured: QualitySection | None,
+) -> Candidates:
+    """Every allowed combination of steps and refining, with its prediction."""
+    tokens = min(signals.expected_tokens, settings.max_new_tokens)
+    canvases = max(1, math.ceil(tokens / (latency.canvas_length or tokens)))
+    caps, curves = settings.steps, _curves(settings.steps, measured)
+    # A draft's time is linear in its steps, so that two points tell every cap's.
+    start = latency.draft(signals.prompt_tokens, 0, 0, canvases)
+    one = latency.draft(signals.prompt_tokens, 1, 1, canvases)
+    step_p50, step_p95 = one.p50_s - start.p50_s, one.p95_s - start.p95_s
+    draft_p50 = [start.p50_s + used * step_p50 for used in curves.used]
+    draft_p95 = [start.p95_s + cap * step_p95 for cap in caps]
+
+    found = Candidates([], [], [], [], [])
+    for mode in settings.modes:
+        fixed, rest = _refining(mode, settings, signals, tokens, latency)
+        if mode == "generate":
+            found.caps.append(None)
+            found.p50_s.append(fixed.p50_s + rest)
+            found.p95_s.append(fixed.p95_s)
+            found.quality.extend(curves.quality[mode])
+        else:
+            found.caps.extend(caps)
+            found.quality.extend(curves.quality[mode])
+            most, more = fixed.p50_s + rest, fixed.p95_s
+            pairs = zip(draft_p50, curves.agreement, strict=True)
+            found.p50_s.extend([draft + most - kept * rest for draft, kept in pairs])
+            found.p95_s.extend([draft + more for draft in draft_p95])
+        found.modes.extend([mode] * (len(found.caps) - len(found.modes)))
+    return found
+
+
+def _refining(
+    mode: RefineMode, settings: Settings, signals: Signals, tokens: int, latency: LatencyModel
+) -> tuple[Latency, float]:
+    """What refining costs whatever the draft, and at p50 for each token that is not kept of it."""
+    by_itself = settings.refine.scorer == "self"
+    if mode == "none" or (mode == "score" and by_itself):
+        return Latency(0.0, 0.0), 0.0
+    prompt = signals.prompt_tokens
+    reading = latency.read(prompt if mode == "generate" else prompt + tokens)
+    if mode == "score":
+        return reading, 0.0
+    longest = min(tokens * _LONGER_ANSWER, settings.max_new_tokens)
+    writing = latency.write(tokens, longest)
+    slowest = reading.p95_s + writing.p95_s
+    if mode == "cascade" and by_itself:  # only drafts that fail are read
+        return Latency(0.0, slowest), reading.p50_s + writing.p50_s
+    return Latency(reading.p50_s, slowest), writing.p50_s
+
+
+def _curves(caps: tuple[int, ...], measured: QualitySection | None) -> _Curves:
+    if measured is None:
+        return _expect_by_prior(caps)
+    tables = (measured.draft, measured.steps_used, measured.agreement)
+    return _expect(caps, *(tuple(sorted(table.items())) for table in tables), measured.refiner)
+
+
+@lru_cache(maxsize=256)
+def _expect(
+    caps: tuple[int, ...], draft: Points, used: Points, agreement: Points, refiner: float
+) -> _Curves:
+    """From measurements at some caps to every cap, and by the prior where nothing is measured."""
+    prior = _expect_by_prior(caps)
+    steps = tuple(min(cap, interpolate(used, cap)) for cap in caps) if used else prior.used
+    kept = tuple(interpolate(agreement, cap) for cap in caps) if agreement else prior.agreement
+    return _Curves(steps, kept, _qualities([interpolate(draft, cap) for cap in caps], refiner))
+
+
+@lru_cache(maxsize=256)
+def _expect_by_prior(caps: tuple[int, ...]) -> _Curves:
+    gained = [1 - math.exp(-cap / _STEPS_PRIOR) for cap in caps]
+    return _Curves(
+        used=tuple(min(cap, _USED_PRIOR) for cap in caps),
+        agreement=tuple(_AGREEMENT_PRIOR * gain for gain in gained),
+        quality=_qualities([_DRAFT_PRIOR * gain for gain in gained], _REFINER_PRIOR),
+    )
+
+
+def _qualities(drafts: Sequence[float], refiner: float) -> Mapping[RefineMode, tuple[float, ...]]:
+    """Of drafts under every refine mode, and of the refiner alone."""
+    draft = tuple(round(quality, 2) for quality in drafts)
+    mended = refiner * _CASCADE_RECOVERY
+    return {
+        "none": draft,
+        "score": draft,
+        "cascade": tuple(round(quality + (1 - quality) * mended, 2) for quality in drafts),
+        "verify": (round(refiner, 2),) * len(draft),
+        "generate": (round(refiner, 2),),
+    }
+
+
+def interpolate(points: Points, x: int) -> float:
+    """The value at `x`, linear between sorted points and flat outside them."""
+    lower = max((p for p in points if p[0] <= x), default=points[0])
+    upper = min((p for p in points if p[0] >= x), default=points[-1])
+    if upper[0] <= lower[0]:
+        return lower[1] if x >= lower[0] else upper[1]
+    share = (x - lower[0]) / (upper[0] - lower[0])
+    return lower[1] + share * (upper[1] - lower[1])
