@@ -21,6 +21,7 @@ from hybrid.errors import CheckpointError, RequestError
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.fields import Fields
 from hybrid.gemma.model import load_model
+from hybrid.gemma.threads import Threads
 from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.protocols import DraftJob
 from hybrid.types import Canvas, Denoised, Draft, DraftParams, DraftTiming, FinishReason, Request
@@ -88,7 +89,7 @@ class DiffusionGemmaDrafter:
         prompts = [self._prompt(job.request) for job in jobs]
         rooms = [self._room(len(prompt), job) for prompt, job in zip(prompts, jobs, strict=True)]
         cache = self.model.new_cache(len(jobs), max(rooms))
-        with torch.inference_mode():
+        with torch.inference_mode(), Threads.of(self.model.config):
             works = self._start(jobs, templates, prompts, rooms, cache)
             active = works
             while active:

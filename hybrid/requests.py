@@ -3,9 +3,11 @@
 Field names in errors are the caller's own, so that every edge can point at what was typed.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TypedDict, cast, get_args
 
 from hybrid.deadline import parse_duration
@@ -65,6 +67,42 @@ def make_request(prompt: Prompt, options: Options) -> Request:
             refine_mode=_refine_mode(options.get("refine")),
         ),
     )
+
+
+def read_requests(file: Path) -> list[Request]:
+    """The requests of a file with one JSON object a line; blank lines are passed over.
+
+    An object has `prompt` or `messages`, and any of the `Options`. Raises RequestError, whose field
+    names the line.
+    """
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError("requests", str(file), f"a UTF-8 text file ({error})") from None
+    requests = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                requests.append(_from_json(line))
+            except RequestError as error:
+                field = f"{file}:{number}: {error.field}"
+                raise RequestError(field, error.given, error.allowed) from None
+    if not requests:
+        raise RequestError("requests", str(file), "at least one JSON object, one a line")
+    return requests
+
+
+def _from_json(line: str) -> Request:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RequestError("line", line[:60], f"JSON ({error})") from None
+    if not isinstance(values, dict) or ("prompt" in values) == ("messages" in values):
+        raise RequestError("line", line[:60], "an object with a prompt or with messages")
+    prompt = values.pop("prompt", None) or values.pop("messages", "")
+    if not isinstance(prompt, str | list):
+        raise RequestError("prompt", prompt, "a text, or a list of messages")
+    return make_request(prompt, cast(Options, values))
 
 
 def _check_prompt(prompt: str) -> str:

@@ -1,6 +1,6 @@
 """What a policy may not say although every line of it is well formed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hybrid.errors import did_you_mean
 from hybrid.policies.schema import (
@@ -18,10 +18,14 @@ Parts = tuple[str | int, ...]
 Contradiction = tuple[Parts, str]
 
 
-def find_contradictions(policy: Policy) -> list[Contradiction]:
-    """Places and messages, in the file's order of sections."""
+def find_contradictions(policy: Policy, inherited_rules: int = 0) -> list[Contradiction]:
+    """Places and messages, in the file's order of sections.
+
+    The last `inherited_rules` rules stand in an extended policy: an own rule may take their place.
+    """
     checks = (_models, _drafting, _refining, _rules, _quality)
-    return [contradiction for check in checks for contradiction in check(policy)]
+    found = [contradiction for check in checks for contradiction in check(policy)]
+    return [*found, *_idle_rules(policy.rules[: len(policy.rules) - inherited_rules])]
 
 
 def _models(policy: Policy) -> Iterator[Contradiction]:
@@ -96,7 +100,11 @@ def _rules(policy: Policy) -> Iterator[Contradiction]:
         if _is_empty(rule.when.budget, 0) or _is_empty(rule.when.prompt_tokens, 1):
             field = "budget" if _is_empty(rule.when.budget, 0) else "prompt_tokens"
             yield ("rules", index, "when", field), "nothing is both below and above these"
-        for earlier in policy.rules[:index]:
+
+
+def _idle_rules(rules: Sequence[RuleSection]) -> Iterator[Contradiction]:
+    for index, rule in enumerate(rules):
+        for earlier in rules[:index]:
             if _covers(earlier.when, rule.when):
                 yield ("rules", index), f"never applies: rule {earlier.name!r} matches first"
                 break

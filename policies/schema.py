@@ -278,6 +278,10 @@ class Policy(Section):
     version: Annotated[Literal[1], BeforeValidator(_read_version)] = Field(
         description="Of this format."
     )
+    extends: str | None = Field(
+        default=None,
+        description="A preset, or a file beside this one, that holds where this one says nothing.",
+    )
     description: str = Field(default="", description="For people.")
     models: ModelsSection = ModelsSection()
     defaults: DefaultsSection = DefaultsSection()
@@ -291,6 +295,7 @@ class Policy(Section):
     )
     _name: str = PrivateAttr(default="inline")
     _notes: tuple[str, ...] = PrivateAttr(default=())
+    _values: dict[str, Any] = PrivateAttr(default={})  # as written, for a policy that extends this
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from hybrid.deadline import Deadline
 from hybrid.errors import RequestError
 from hybrid.gemma.model import GemmaModel, load_model
+from hybrid.gemma.threads import Threads
 from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.protocols import Scores
 from hybrid.types import FinishReason, Request
@@ -65,6 +66,7 @@ class GemmaSession:
             0, model.config.hidden_size, device=model.device, dtype=model.dtype
         )
         self._passes = 0
+        self._threads = Threads.of(model.config)
 
     @property
     def forward_passes(self) -> int:
@@ -75,12 +77,13 @@ class GemmaSession:
     def score(self, token_ids: Sequence[int]) -> Scores:
         """See `RefinerSession.score`."""
         first = max(0, len(self._states) - 1)
-        self._read(token_ids)
-        logits = self._model.logits(self._states[first:])
-        # Not of the log-probabilities: rounding makes ties there that greedy decoding never sees.
-        choices: list[int] = logits.argmax(-1).tolist()
-        log_p = logits.log_softmax(-1)
-        logprobs: list[float] = log_p[range(len(token_ids)), list(token_ids)].tolist()
+        with self._threads:
+            self._read(token_ids)
+            logits = self._model.logits(self._states[first:])
+            # Not of the log-probabilities: rounding makes ties that greedy decoding never sees.
+            choices: list[int] = logits.argmax(-1).tolist()
+            log_p = logits.log_softmax(-1)
+            logprobs: list[float] = log_p[range(len(token_ids)), list(token_ids)].tolist()
         return Scores(tuple(logprobs), tuple(choices))
 
     def rewind(self, answer_tokens: int) -> None:
@@ -93,6 +96,12 @@ class GemmaSession:
         self, token_ids: Sequence[int], max_new_tokens: int, deadline: Deadline
     ) -> tuple[tuple[int, ...], FinishReason]:
         """See `RefinerSession.continue_greedily`."""
+        with self._threads:
+            return self._continue(token_ids, max_new_tokens, deadline)
+
+    def _continue(
+        self, token_ids: Sequence[int], max_new_tokens: int, deadline: Deadline
+    ) -> tuple[tuple[int, ...], FinishReason]:
         if token_ids or not len(self._states):
             self._read(token_ids)
         written: list[int] = []

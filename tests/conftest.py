@@ -1,10 +1,14 @@
 """Random models of many geometries, made by transformers and saved as model folders."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models; also in commands
+
 import torch
 
 ROPE = {

@@ -1,4 +1,4 @@
-"""`hybrid policy`: check, show and explain policies without answering anything.
+"""`hybrid policy`: check, show, explain and compare policies without answering anything.
 
 Only `explain` loads models, because a decision needs this machine's latency.
 """
@@ -25,7 +25,8 @@ from hybrid.policies.schema import Policy, policy_schema
 from hybrid.requests import Options, make_request
 from hybrid.types import Plan
 
-app = App(name="policy", help="Check, show and explain policies.")
+app = App(name="policy", help="Check, show, explain and compare policies.")
+app.command("hybrid.cli.diff:diff", name="diff")
 
 
 @app.command

@@ -55,7 +55,7 @@ KINDS = [
 ]
 NAMES = [
     ("▸defalts: {}\n", "defalts", "unknown key; did you mean 'defaults'?"),
-    ("▸zzz: {}\n", "zzz", "unknown key; known are version, description, models"),
+    ("▸zzz: {}\n", "zzz", "unknown key; known are version, extends, description, models"),
     ("▸num_diffusion_steps: 4\n", "num_diffusion_steps", "unknown key"),
     ("defaults:\n  ▸budgt: 2s\n", "defaults.budgt", "did you mean 'budget'?"),
     ("tasks:\n  draft: {▸drft: {}}\n", "tasks.draft.drft", "did you mean 'draft'?"),

@@ -76,7 +76,8 @@ def test_presets_load_and_serve_the_embedded_tasks(name: str) -> None:
 
 
 def test_the_presets_are_the_five_documented_ones() -> None:
-    assert preset_names() == ("balanced", "draft_only", "fast", "quality", "refiner_only")
+    names = ("balanced", "draft_only", "fast", "lossless", "quality", "refiner_only")
+    assert preset_names() == names
 
 
 @pytest.mark.parametrize(
