@@ -13,7 +13,7 @@ FinishReason = Literal["stop", "length", "budget"]  # end token, max_new_tokens 
 RefineMode = Literal["none", "score", "cascade", "verify", "generate"]
 Guarantee = Literal["draft", "ar_or_draft", "lossless"]
 Scorer = Literal["refiner", "self"]
-TaskSource = Literal["given", "recognised", "default"]
+TaskSource = Literal["given", "recognised", "classified", "default"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,18 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """Cheap facts about a request, read before anything is decided."""
+    """Cheap facts about a request, read before anything is decided.
+
+    A task is `recognised` by the model's own knowledge of its prompts, or `classified` from the
+    words; `task_confidence` (0 to 1) is how sure that is.
+    """
 
     prompt_tokens: int
     task: str | None
     task_source: TaskSource
     expected_tokens: int
     blank_tokens: int
+    task_confidence: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

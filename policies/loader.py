@@ -93,10 +93,11 @@ def _laid_over(base: Mapping[str, Any], own: Mapping[str, Any], place: tuple[str
     merged = dict(base)
     for key, value in own.items():
         below = merged.get(key)
-        is_section = isinstance(value, dict) and isinstance(below, dict)
-        if is_section and key != STEPS and place != ("quality",):
-            value = _laid_over(below, value, (*place, key))
-        merged[key] = value
+        is_one_value = key == STEPS or place == ("quality",)
+        if isinstance(value, dict) and isinstance(below, dict) and not is_one_value:
+            merged[key] = _laid_over(below, value, (*place, key))
+        else:
+            merged[key] = value
     return merged
 
 

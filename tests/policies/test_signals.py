@@ -35,7 +35,18 @@ def test_a_task_may_be_recognised() -> None:
 
 def test_a_task_that_the_policy_does_not_know_is_not_recognised() -> None:
     assert read(lambda prompt: "sums") == Signals(7, None, "default", 40, 0)
-    assert read(lambda prompt: None) == read() == Signals(7, None, "default", 40, 0)
+    assert read(lambda prompt: None) == Signals(7, None, "default", 40, 0)
+
+
+def test_without_a_recogniser_the_words_decide() -> None:
+    signals = read()
+    assert (signals.task, signals.task_source, signals.expected_tokens) == ("sort", "classified", 9)
+    assert 0.5 <= signals.task_confidence < 1
+
+
+def test_words_that_say_too_little_leave_the_defaults() -> None:
+    request = make_request("purple", {})
+    assert gather(request, 7, 0, None, POLICY) == Signals(7, None, "default", 40, 0)
 
 
 def test_an_unknown_task_is_told_with_the_known_ones() -> None:
