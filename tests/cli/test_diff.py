@@ -21,7 +21,7 @@ def latency_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def requests(tmp_path: Path) -> str:
     file = tmp_path / "requests.jsonl"
     file.write_text(
-        '{"prompt": "sort up: 3 1 2", "task": "sort", "max_denoising_steps": 4, "refine": "none", "budget": "1s"}\n'
+        '{"prompt": "sort up: 3 1 2", "max_denoising_steps": 4, "refine": "none", "budget": "1s"}\n'
         "\n"
         '{"messages": [{"role": "user", "content": "add 3 + 4"}], "budget": "10s"}\n'
         '{"prompt": "add 3 + 4", "refine": "verify"}\n'
