@@ -4,7 +4,7 @@ Durations are seconds, probabilities and entropies are natural logarithms (nats)
 are those of the drafter's tokenizer, which the refiner shares.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +13,7 @@ FinishReason = Literal["stop", "length", "budget"]  # end token, max_new_tokens 
 RefineMode = Literal["none", "score", "cascade", "verify", "generate"]
 Guarantee = Literal["draft", "ar_or_draft", "lossless"]
 Scorer = Literal["refiner", "self"]
+SignalValue = str | int | float | bool
 TaskSource = Literal["given", "recognised", "classified", "default"]
 
 
@@ -65,7 +66,7 @@ class Signals:
     """Cheap facts about a request, read before anything is decided.
 
     A task is `recognised` by the model's own knowledge of its prompts, or `classified` from the
-    words; `task_confidence` (0 to 1) is how sure that is.
+    words; `task_confidence` (0 to 1) is how sure that is. `custom` are the application's own.
     """
 
     prompt_tokens: int
@@ -74,6 +75,7 @@ class Signals:
     expected_tokens: int
     blank_tokens: int
     task_confidence: float = 1.0
+    custom: Mapping[str, SignalValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,8 @@ _CUES: dict[str, str] = {
     "half as, km/h, remaining, logic puzzle, riddle, average, integral, divided by, "
     "show your work, think carefully, each",
     "list": "list, enumerate, name three, name five, name ten, name some, give me ten, "
-    "give me five, give me three, examples of, ideas for, brainstorm, suggest, bullet points, top ten, pros and "
-    "cons, alternatives to",
+    "give me five, give me three, examples of, ideas for, brainstorm, suggest, bullet points, "
+    "top ten, pros and cons, alternatives to",
     "sort": "sort, order these, rank these, alphabetically, ascending, descending, in ascending "
     "order, in descending order, alphabetical order, put in order, arrange",
     "question": "what is, what was, what are, what does, who is, who was, who wrote, who invented, "

@@ -123,6 +123,8 @@ def _covers(earlier: WhenSection, later: WhenSection) -> bool:
         return False
     if earlier.blanks is not None and earlier.blanks != later.blanks:
         return False
+    if not earlier.signals.items() <= later.signals.items():
+        return False
     budgets = _contains(earlier.budget, later.budget)
     return budgets and _contains(earlier.prompt_tokens, later.prompt_tokens)
 

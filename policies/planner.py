@@ -12,7 +12,7 @@ from typing import overload
 from hybrid.deadline import format_duration
 from hybrid.policies.candidates import Candidates, list_candidates
 from hybrid.policies.latency import LatencyModel
-from hybrid.policies.schema import Policy, QualitySection
+from hybrid.policies.schema import Policy, QualitySection, RuleSection
 from hybrid.policies.settings import resolve
 from hybrid.types import Plan, Prediction, Rejection, Request, Signals
 
@@ -23,13 +23,15 @@ def plan(
     policy: Policy,
     latency: LatencyModel,
     quality: Mapping[str, QualitySection],
+    said: RuleSection | None = None,
 ) -> Plan:
     """The best plan within the budget; raises RequestError for overrides that cannot be followed.
 
-    `quality` holds measured accuracies by task. Of equal ones the fastest is taken. If no candidate
-    fits at p95, the fastest is taken: the deadline then cuts it short if it must.
+    `quality` holds measured accuracies by task, `said` is a rule for this request alone. Of equal
+    plans the fastest is taken. If none fits at p95, the fastest is taken: the deadline then cuts it
+    short if it must.
     """
-    settings = resolve(request, signals, policy)
+    settings = resolve(request, signals, policy, said)
     candidates = list_candidates(settings, signals, latency, quality.get(signals.task or ""))
     budget = math.inf if settings.budget_s is None else settings.budget_s
     best = _best(candidates, budget)

@@ -19,7 +19,7 @@ from pydantic import (
 
 from hybrid.deadline import parse_duration
 from hybrid.errors import RequestError
-from hybrid.types import RefineMode, Scorer
+from hybrid.types import RefineMode, Scorer, SignalValue
 
 MAX_STEPS = 1024
 STEPS, STEPS_ALIAS = "max_denoising_steps", "num_diffusion_steps"
@@ -247,6 +247,9 @@ class WhenSection(Section):
     )
     prompt_tokens: CountBounds | None = Field(default=None, description="Length of the prompt.")
     blanks: bool | None = Field(default=None, description="Whether it is an infill request.")
+    signals: dict[str, SignalValue] = Field(
+        default={}, description="Signals of the application's own, by name: equal to these."
+    )
 
 
 class RuleSection(Section):

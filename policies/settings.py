@@ -29,11 +29,16 @@ class Settings:
     decided_by: str
 
 
-def resolve(request: Request, signals: Signals, policy: Policy) -> Settings:
-    """The settings for a request; raises RequestError for overrides that cannot be followed."""
+def resolve(
+    request: Request, signals: Signals, policy: Policy, said: RuleSection | None = None
+) -> Settings:
+    """The settings for a request; raises RequestError for overrides that cannot be followed.
+
+    `said` is a rule for this request alone, in place of the policy's rules.
+    """
     defaults, task = policy.defaults, policy.tasks.get(signals.task or "")
     budget = _first(request.budget_s, task and task.budget, defaults.budget)
-    rule = next((r for r in policy.rules if _matches(r, signals, budget)), None)
+    rule = said or next((r for r in policy.rules if _matches(r, signals, budget)), None)
     if request.budget_s is None and rule and rule.budget:
         budget = rule.budget
     layers = [section for section in (rule, task, defaults) if section]
@@ -114,6 +119,8 @@ def _matches(rule: RuleSection, signals: Signals, budget: float | None) -> bool:
     if when.task is not None and signals.task not in when.task:
         return False
     if when.blanks is not None and when.blanks != (signals.blank_tokens > 0):
+        return False
+    if any(signals.custom.get(name) != value for name, value in when.signals.items()):
         return False
     bounded = ((when.budget, budget), (when.prompt_tokens, signals.prompt_tokens))
     return all(bounds is None or _within(bounds, value) for bounds, value in bounded)

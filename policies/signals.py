@@ -1,11 +1,11 @@
 """Cheap facts about a request; decisions are the planner's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from hybrid.errors import RequestError, did_you_mean
 from hybrid.policies.classifier import classify
 from hybrid.policies.schema import Policy
-from hybrid.types import Request, Signals, TaskSource
+from hybrid.types import Request, Signals, SignalValue, TaskSource
 
 _LEAST_CONFIDENCE = 0.5  # below it, the defaults serve better than a guess
 
@@ -16,6 +16,7 @@ def gather(
     blank_tokens: int,
     recognise: Callable[[str], str | None] | None,
     policy: Policy,
+    custom: Mapping[str, SignalValue] | None = None,
 ) -> Signals:
     """The request's signals; raises RequestError for a task that the policy does not know.
 
@@ -26,7 +27,9 @@ def gather(
     section = policy.tasks.get(task) if task else None
     expected = (section and section.expected_tokens) or policy.defaults.expected_tokens
     length = blank_tokens or expected
-    return Signals(prompt_tokens, task, source, length, blank_tokens, confidence)
+    return Signals(
+        prompt_tokens, task, source, length, blank_tokens, confidence, custom=custom or {}
+    )
 
 
 def _task(

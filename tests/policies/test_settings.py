@@ -10,7 +10,7 @@ from hybrid.errors import RequestError
 from hybrid.policies.loader import parse_policy
 from hybrid.policies.settings import Settings, resolve
 from hybrid.requests import make_request
-from hybrid.types import DraftParams, Signals
+from hybrid.types import DraftParams, Request, Signals
 
 POLICY = """
 version: 1
@@ -235,3 +235,19 @@ def test_without_a_refiner_the_drafter_scores_itself() -> None:
     policy = "version: 1\nmodels: {refiner: null}\ndefaults: {refine: {mode: score}}\n"
     assert settle(None, policy=policy).refine.scorer == "self"
     assert settle(None).refine.scorer == "refiner"
+
+
+def test_a_rule_may_ask_for_signals_of_the_applications_own() -> None:
+    policy = parse_policy(
+        "version: 1\nrules:\n"
+        "- {name: gold, when: {signals: {customer: gold, retries: 2}}, refine: {mode: verify}}\n",
+        "p",
+    )
+
+    def decided_by(**custom: str | int) -> str:
+        signals = Signals(20, None, "default", 16, 0, custom=custom)
+        return resolve(Request("x"), signals, policy).decided_by
+
+    assert decided_by(customer="gold", retries=2, more=1) == "rule 'gold'"
+    assert decided_by(customer="gold") == decided_by(customer="tin", retries=2) == "defaults"
+    assert decided_by() == "defaults"
