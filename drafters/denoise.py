@@ -138,9 +138,8 @@ def step(model: DenoisingModel, cache: Any, noise: Noise, rows: Sequence[Row]) -
 
     accepted = accept_torch(entropy, _column([row.job.params.entropy_bound for row in rows], p))
     draws = [row.draw(row.step + 1) for row in rows]
-    sampled = noise.sample(draws, log_p)
-    random_ids = noise.tokens(draws, best_ids.shape[1], log_p.shape[2])
-    next_ids = torch.where(accepted, sampled, random_ids)
+    next_ids = noise.tokens(draws, best_ids.shape[1], log_p.shape[2])
+    next_ids[accepted] = noise.sample(draws, log_p, accepted)
     soft_embedding = model.soft_embed(p)
     for index, (row, mean) in enumerate(zip(rows, mean_entropy.tolist(), strict=True)):
         row.take_step(

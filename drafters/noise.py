@@ -26,8 +26,10 @@ class Noise(Protocol):
         """Uniform token ids, int64 [R, C]."""
         ...
 
-    def sample(self, draws: Sequence[Draw], log_probabilities: Tensor) -> Tensor:
-        """A token id of every distribution in ``log_probabilities`` [R, C, V]: int64 [R, C]."""
+    def sample(self, draws: Sequence[Draw], log_probabilities: Tensor, wanted: Tensor) -> Tensor:
+        """Token ids, int64 [N], of those distributions in ``log_probabilities`` [R, C, V] that are
+        ``wanted``, bool [R, C] with N true, in order.
+        """
         ...
 
 
@@ -41,11 +43,11 @@ class CounterNoise:
         """See `Noise.tokens`."""
         return random_tokens_torch(self._keys(draws, positions, purpose=0), vocabulary)
 
-    def sample(self, draws: Sequence[Draw], log_probabilities: Tensor) -> Tensor:
-        """The arg-max of log-probabilities with Gumbel noise, an exact sample of each row."""
+    def sample(self, draws: Sequence[Draw], log_probabilities: Tensor, wanted: Tensor) -> Tensor:
+        """The arg-max of log-probabilities with Gumbel noise: an exact sample of each."""
         _, positions, vocabulary = log_probabilities.shape
-        gumbel = gumbel_torch(self._keys(draws, positions, purpose=1), vocabulary)
-        return gumbel.add_(log_probabilities).argmax(-1)
+        keys = self._keys(draws, positions, purpose=1)[wanted]
+        return gumbel_torch(keys, vocabulary).add_(log_probabilities[wanted]).argmax(-1)
 
     def _keys(self, draws: Sequence[Draw], positions: int, purpose: int) -> Tensor:
         keys = [row_key(draw.seed, draw.canvas, draw.step, purpose) for draw in draws]

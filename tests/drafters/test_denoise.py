@@ -53,9 +53,9 @@ class ScriptedNoise:
         self.draws += draws
         return torch.full((len(draws), positions), RANDOM)
 
-    def sample(self, draws: Sequence[Draw], log_probabilities: Tensor) -> Tensor:
+    def sample(self, draws: Sequence[Draw], log_probabilities: Tensor, wanted: Tensor) -> Tensor:
         torch.testing.assert_close(log_probabilities.exp().sum(-1), torch.ones(len(draws), CANVAS))
-        return torch.full(log_probabilities.shape[:2], SAMPLED)
+        return torch.full((int(wanted.sum()),), SAMPLED)
 
 
 def make_row(seed: int = 0, template: Template | None = None, **params: Any) -> Row:
