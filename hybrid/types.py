@@ -13,6 +13,7 @@ FinishReason = Literal["stop", "length", "budget"]  # end token, max_new_tokens 
 RefineMode = Literal["none", "score", "cascade", "verify", "generate"]
 Guarantee = Literal["draft", "ar_or_draft", "lossless"]
 Scorer = Literal["refiner", "self"]
+DEFAULT_TOKEN_LOGPROB = -4.0  # cascade's threshold where neither is given
 SignalValue = str | int | float | bool
 TaskSource = Literal["given", "recognised", "classified", "default"]
 

@@ -127,19 +127,27 @@ def _refining(
 def _curves(caps: tuple[int, ...], measured: QualitySection | None) -> _Curves:
     if measured is None:
         return _expect_by_prior(caps)
-    tables = (measured.draft, measured.steps_used, measured.agreement)
+    tables = (measured.draft, measured.steps_used, measured.agreement, measured.cascade)
     return _expect(caps, *(tuple(sorted(table.items())) for table in tables), measured.refiner)
 
 
 @lru_cache(maxsize=256)
 def _expect(
-    caps: tuple[int, ...], draft: Points, used: Points, agreement: Points, refiner: float
+    caps: tuple[int, ...],
+    draft: Points,
+    used: Points,
+    agreement: Points,
+    cascade: Points,
+    refiner: float,
 ) -> _Curves:
     """From measurements at some caps to every cap, and by the prior where nothing is measured."""
     prior = _expect_by_prior(caps)
     steps = tuple(min(cap, interpolate(used, cap)) for cap in caps) if used else prior.used
     kept = tuple(interpolate(agreement, cap) for cap in caps) if agreement else prior.agreement
-    return _Curves(steps, kept, _qualities([interpolate(draft, cap) for cap in caps], refiner))
+    quality = _qualities([interpolate(draft, cap) for cap in caps], refiner)
+    if cascade:
+        quality["cascade"] = tuple(round(interpolate(cascade, cap), 2) for cap in caps)
+    return _Curves(steps, kept, quality)
 
 
 @lru_cache(maxsize=256)
@@ -152,7 +160,7 @@ def _expect_by_prior(caps: tuple[int, ...]) -> _Curves:
     )
 
 
-def _qualities(drafts: Sequence[float], refiner: float) -> Mapping[RefineMode, tuple[float, ...]]:
+def _qualities(drafts: Sequence[float], refiner: float) -> dict[RefineMode, tuple[float, ...]]:
     """Of drafts under every refine mode, and of the refiner alone."""
     draft = tuple(round(quality, 2) for quality in drafts)
     mended = refiner * _CASCADE_RECOVERY

@@ -273,6 +273,9 @@ class QualitySection(Section):
     agreement: dict[StepsKey, Annotated[float, Field(ge=0, le=1)]] = Field(
         default={}, description="Share of a draft that verify keeps on average, by cap."
     )
+    cascade: dict[StepsKey, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default={}, description="Accuracy of cascade at its default threshold, by cap."
+    )
 
 
 class Policy(Section):

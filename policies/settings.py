@@ -6,9 +6,17 @@ from typing import Any
 
 from hybrid.errors import RequestError
 from hybrid.policies.schema import DraftSection, Policy, RuleSection
-from hybrid.types import DraftParams, Overrides, RefineMode, RefineParams, Request, Scorer, Signals
+from hybrid.types import (
+    DEFAULT_TOKEN_LOGPROB,
+    DraftParams,
+    Overrides,
+    RefineMode,
+    RefineParams,
+    Request,
+    Scorer,
+    Signals,
+)
 
-_DEFAULT_TOKEN_LOGPROB = -4.0  # cascade's threshold where the policy gives none
 _DEFAULT_STEPS = (16,)
 _KEEPS_FIXED_TEXT: tuple[RefineMode, ...] = ("none", "score")
 
@@ -77,7 +85,7 @@ def _refine_params(refines: list[Any], policy: Policy) -> RefineParams:
     mean = _first(*(r.min_mean_logprob for r in refines))
     token = _first(*(r.min_token_logprob for r in refines))
     if mean is None and token is None:
-        token = _DEFAULT_TOKEN_LOGPROB
+        token = DEFAULT_TOKEN_LOGPROB
     scorer: Scorer | None = _first(*(r.scorer for r in refines))
     if scorer is None:
         scorer = "self" if policy.models.refiner is None else "refiner"

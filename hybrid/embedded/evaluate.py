@@ -22,8 +22,9 @@ from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import TASKS, Instance, check, evaluation_set
 from hybrid.protocols import DraftJob
 from hybrid.refiners.gemma import GemmaRefiner
+from hybrid.refiners.verdict import judge
 from hybrid.refiners.verify import count_agreed
-from hybrid.types import Draft, DraftParams, Request
+from hybrid.types import DEFAULT_TOKEN_LOGPROB, Draft, DraftParams, RefineParams, Request
 
 CANVAS_LENGTH, STEP_CAPS = 32, (1, 2, 4, 8, 16, 48)
 _BATCH = 50
@@ -46,14 +47,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One task. `agreement` is the share of the drafts that `verify` keeps, by cap; the self-score
-    is taken at the largest cap.
+    """One task. `agreement` is the share of the drafts that `verify` keeps and `cascade` the
+    accuracy of that mode, both by cap; the self-score is taken at the largest cap.
     """
 
     name: str
     rows: tuple[Row, ...]
     self_score_auroc: float | None
     agreement: Mapping[int, float]
+    cascade: Mapping[int, float]
 
     def quality(self) -> dict[str, Any]:
         """As a policy's `quality` section has it."""
@@ -64,6 +66,7 @@ class Measured:
             "refiner": round(refiner.accuracy, 4),
             "steps_used": {cap: round(row.mean_passes, 2) for cap, row in caps.items()},
             "agreement": {cap: round(share, 4) for cap, share in self.agreement.items()},
+            "cascade": {cap: round(accuracy, 4) for cap, accuracy in self.cascade.items()},
         }
 
 
@@ -105,7 +108,8 @@ def measure_task(
     name = instances[0].task
     sessions = [refiner.open(Request(i.prompt), CANVAS_LENGTH) for i in instances]
     answers = [s.continue_greedily((), CANVAS_LENGTH, Deadline())[0] for s in sessions]
-    rows, agreement = [], {}
+    answered = [check(i, refiner.decode(a)) for i, a in zip(instances, answers, strict=True)]
+    rows, agreement, cascade = [], {}, {}
     for cap in caps:
         drafts = draft_all(drafter, instances, cap)
         right = [check(i, d.text) for i, d in zip(instances, drafts, strict=True)]
@@ -116,10 +120,20 @@ def measure_task(
             for draft, answer in zip(drafts, answers, strict=True)
         ]
         agreement[cap] = sum(kept) / sum(len(draft.token_ids) for draft in drafts)
+        passed = [passes(refiner, i, draft) for i, draft in zip(instances, drafts, strict=True)]
+        mended = [r if p else a for r, p, a in zip(right, passed, answered, strict=True)]
+        cascade[cap] = sum(mended) / len(mended)
     scores = [min(draft.self_logprobs, default=0.0) for draft in drafts]
-    written = [check(i, refiner.decode(a)) for i, a in zip(instances, answers, strict=True)]
-    rows.append(_row(name, "AR", written, [s.forward_passes for s in sessions]))
-    return Measured(name, tuple(rows), separation(scores, right), agreement)
+    rows.append(_row(name, "AR", answered, [s.forward_passes for s in sessions]))
+    return Measured(name, tuple(rows), separation(scores, right), agreement, cascade)
+
+
+def passes(refiner: GemmaRefiner, instance: Instance, draft: Draft) -> bool:
+    """Whether `cascade` takes the draft; if not, it writes what the refiner alone would have."""
+    logprobs = refiner.open(Request(instance.prompt), CANVAS_LENGTH).score(draft.token_ids).logprobs
+    is_whole = bool(draft.token_ids) and draft.token_ids[-1] in refiner.end_token_ids
+    params = RefineParams("cascade", min_token_logprob=DEFAULT_TOKEN_LOGPROB)
+    return is_whole and judge(logprobs, params).accepted
 
 
 def draft_all(

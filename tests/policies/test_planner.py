@@ -229,3 +229,10 @@ def test_rejections_are_a_sequence_in_the_candidates_order() -> None:
     assert rejected[-1] == rejected[14] == rejected[10:][-1]
     with pytest.raises(IndexError):
         rejected[15]
+
+
+def test_a_measured_cascade_replaces_the_estimate() -> None:
+    table = MEASURED.model_copy(update={"cascade": {4: 0.5, 16: 0.7}})
+    assert decide(measured=table, refine="cascade", max_denoising_steps=10).predicted.quality == 0.6
+    estimate = decide(measured=MEASURED, refine="cascade", max_denoising_steps=10).predicted.quality
+    assert estimate == pytest.approx(0.75 + 0.25 * 0.99 * 0.9, abs=0.005)
