@@ -95,10 +95,10 @@ def schema() -> None:
 
 @app.command
 def explain(
+    policy: str,
     prompt: str,
     /,
     *,
-    policy: str = "balanced",
     task: str | None = None,
     budget: str | None = None,
     steps: int | None = None,
@@ -110,10 +110,10 @@ def explain(
 
     Parameters
     ----------
-    prompt
-        The prompt to decide for; `-` reads it from standard input (UTF-8).
     policy
         A preset's name or a policy file.
+    prompt
+        The prompt to decide for; `-` reads it from standard input (UTF-8).
     task
         The policy's task to treat it as; recognised from the prompt if left out.
     budget

@@ -144,7 +144,7 @@ def test_schema_is_json_schema_with_descriptions(capsys: pytest.CaptureFixture[s
 def test_explain_shows_all_candidates_and_answers_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tokens = ["policy", "explain", "sort up: 3 1 2", "--policy", "lossless", "--budget", "5s"]
+    tokens = ["policy", "explain", "lossless", "sort up: 3 1 2", "--budget", "5s"]
     assert main(tokens) == 0
     out = capsys.readouterr().out
     assert "within 5.00 s (task sort" in out
@@ -160,7 +160,7 @@ def test_explain_shows_all_candidates_and_answers_nothing(
 
 
 def test_explain_obeys_the_requests_orders(capsys: pytest.CaptureFixture[str]) -> None:
-    tokens = ["policy", "explain", "hello", "--task", "code", "--policy", "quality", "--json"]
+    tokens = ["policy", "explain", "quality", "hello", "--task", "code", "--json"]
     assert main([*tokens, "--steps", "3", "--refine", "verify"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["label"], record["rejected"]) == ("3 steps + verify", [])
@@ -171,20 +171,20 @@ def test_explain_reads_standard_input(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"sort up: 3 1 2\n")))
-    assert main(["policy", "explain", "-", "--policy", "fast"]) == 0
+    assert main(["policy", "explain", "fast", "-"]) == 0
     assert "(task sort" in capsys.readouterr().out
 
 
 def test_explain_refuses_what_run_refuses(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["policy", "explain", "x", "--budget", "5"]) == 2
+    assert main(["policy", "explain", "fast", "x", "--budget", "5"]) == 2
     assert "--budget: '5'" in capsys.readouterr().err
-    assert main(["policy", "explain", "x", "--steps", "0"]) == 2
+    assert main(["policy", "explain", "fast", "x", "--steps", "0"]) == 2
     assert "--steps: 0" in capsys.readouterr().err
-    assert main(["policy", "explain", "x\udcff"]) == 2
+    assert main(["policy", "explain", "fast", "x\udcff"]) == 2
     assert "write UTF-8" in capsys.readouterr().err
-    assert main(["policy", "explain", "x", "--policy", "draft_only", "--refine", "verify"]) == 2
+    assert main(["policy", "explain", "draft_only", "x", "--refine", "verify"]) == 2
     assert "--refine: 'verify' is not allowed; policy draft_only has no refiner" in (
         capsys.readouterr().err
     )
-    assert main(["policy", "explain", "x", "--task", "srt"]) == 2
+    assert main(["policy", "explain", "fast", "x", "--task", "srt"]) == 2
     assert "did you mean 'sort'?" in capsys.readouterr().err
