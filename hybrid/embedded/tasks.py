@@ -197,7 +197,7 @@ def _check_code(prompt: str, answer: str, text: str) -> bool:
 def _reason(rng: random.Random) -> tuple[str, str, int]:
     value = rng.randrange(10)
     start, operations, results = value, [], []
-    for _ in range(rng.randrange(2, 7)):
+    for _ in range(rng.randrange(4, 7)):
         amount = rng.randrange(1, 6)
         value = (value + amount) % 10
         operations.append(f"+ {amount}")
