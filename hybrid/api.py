@@ -4,7 +4,8 @@ Models load at the first request, outside its budget. One pair answers one reque
 requests from several threads wait for each other.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
 from threading import Lock
@@ -14,13 +15,16 @@ from typing import Self, Unpack
 from anyio import CancelScope, to_thread
 
 from hybrid.backends import Models, load_models
+from hybrid.errors import RequestError
 from hybrid.event_stream import EventStream
-from hybrid.pipeline import Emit, Pipeline
+from hybrid.pipeline import Custom, Emit, Pipeline
 from hybrid.policies.latency import load_or_measure
-from hybrid.policies.loader import load_policy
+from hybrid.policies.loader import load_policy, preset_names
+from hybrid.policies.rules import PythonRule
 from hybrid.policies.schema import Policy
+from hybrid.policies.watch import WatchedPolicy
 from hybrid.requests import Options, Prompt, make_request
-from hybrid.types import Event, Finished, Plan, Result
+from hybrid.types import Event, Finished, Plan, Request, Result, SignalValue
 
 
 class Hybrid:
@@ -28,18 +32,53 @@ class Hybrid:
 
     with Hybrid.from_policy("balanced") as hybrid:
         result = hybrid.generate("sort up: 4 8 1 9 3", budget="300ms")
+
+    `signals` are functions of a request whose values the policy's rules may ask for (`when:
+    {signals: {customer: gold}}`). `rule` is a function of a request and its signals that may return
+    what a rule in YAML would say, such as `{"refine": {"mode": "verify"}}`; it comes before the
+    policy's rules.
     """
 
-    def __init__(self, policy: Policy, models: Models | None = None) -> None:
-        self.policy = policy
+    def __init__(
+        self,
+        policy: Policy | WatchedPolicy,
+        models: Models | None = None,
+        *,
+        signals: Mapping[str, Callable[[Request], SignalValue]] | None = None,
+        rule: PythonRule | None = None,
+    ) -> None:
+        self._policy = policy
         self._models = models
+        self._custom = Custom(signals or {}, rule)
         self._pipeline: Pipeline | None = None
         self._lock = Lock()
 
     @classmethod
-    def from_policy(cls, policy: str | Path | Policy = "balanced") -> Self:
-        """Under a preset's name, a policy file or a policy; raises PolicyError. Loads no model."""
-        return cls(policy if isinstance(policy, Policy) else load_policy(policy))
+    def from_policy(
+        cls,
+        policy: str | Path | Policy = "balanced",
+        *,
+        watch: bool = False,
+        signals: Mapping[str, Callable[[Request], SignalValue]] | None = None,
+        rule: PythonRule | None = None,
+    ) -> Self:
+        """Under a preset's name, a policy file or a policy; raises PolicyError. Loads no model.
+
+        With `watch`, a policy file that changes is in force from the next request on; a change that
+        is not valid is logged and leaves the policy as it was.
+        """
+        if watch and (isinstance(policy, Policy) or str(policy) in preset_names()):
+            raise RequestError("watch", watch, "only a policy file can change")
+        if isinstance(policy, Policy):
+            return cls(policy, signals=signals, rule=rule)
+        found = WatchedPolicy(policy) if watch else load_policy(policy)
+        return cls(found, signals=signals, rule=rule)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        given = self._policy
+        return given.current() if isinstance(given, WatchedPolicy) else given
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result:
         """The answer to a prompt, a conversation or a Request."""
@@ -83,11 +122,14 @@ class Hybrid:
             return self._ready().answer(request, emit, cancelled)
 
     def _ready(self) -> Pipeline:
-        if self._pipeline is None:
-            wanted = self.policy.models
-            models = self._models or load_models(wanted.drafter, wanted.refiner)
-            latency = load_or_measure(self.policy, models.drafter, models.refiner)
-            self._pipeline = Pipeline(self.policy, models, latency)
+        policy, before = self.policy, self._pipeline
+        if before is None or before.policy.models != policy.models:
+            models = self._models or load_models(policy.models.drafter, policy.models.refiner)
+            latency = load_or_measure(policy, models.drafter, models.refiner)
+            self._pipeline = Pipeline(policy, models, latency, self._custom)
+        elif before.policy is not policy:
+            self._pipeline = replace(before, policy=policy)
+        assert self._pipeline is not None
         return self._pipeline
 
 
@@ -98,9 +140,16 @@ class AsyncHybrid:
         self._hybrid = hybrid
 
     @classmethod
-    def from_policy(cls, policy: str | Path | Policy = "balanced") -> Self:
+    def from_policy(
+        cls,
+        policy: str | Path | Policy = "balanced",
+        *,
+        watch: bool = False,
+        signals: Mapping[str, Callable[[Request], SignalValue]] | None = None,
+        rule: PythonRule | None = None,
+    ) -> Self:
         """See `Hybrid.from_policy`."""
-        return cls(Hybrid.from_policy(policy))
+        return cls(Hybrid.from_policy(policy, watch=watch, signals=signals, rule=rule))
 
     async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result:
         """See `Hybrid.generate`; cancelling the task frees the models within one step."""

@@ -6,15 +6,16 @@ failing refiner nor a deadline can lose it.
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from threading import Event as Flag
 
 from hybrid.backends import Models
 from hybrid.deadline import Deadline
-from hybrid.errors import Cancelled, CapabilityError, DeadlineExceeded
+from hybrid.errors import Cancelled, CapabilityError, DeadlineExceeded, RequestError
 from hybrid.policies.latency import LatencyModel
 from hybrid.policies.planner import plan
+from hybrid.policies.rules import PythonRule, ask
 from hybrid.policies.schema import Policy
 from hybrid.policies.signals import gather
 from hybrid.protocols import DraftJob
@@ -33,6 +34,7 @@ from hybrid.types import (
     Request,
     Result,
     Signals,
+    SignalValue,
     Timing,
     Usage,
     Verdict,
@@ -42,12 +44,21 @@ Emit = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Custom:
+    """What the application adds to a policy: signals of its own by name, and a rule in Python."""
+
+    signals: Mapping[str, Callable[[Request], SignalValue]] = field(default_factory=dict)
+    rule: PythonRule | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Pipeline:
     """Answers requests, one at a time, with a loaded pair under a policy."""
 
     policy: Policy
     models: Models
     latency: LatencyModel
+    custom: Custom = Custom()
 
     def answer(self, request: Request, emit: Emit, cancelled: Flag | None = None) -> Result:
         """The whole life of one request; `emit` gets every event as it happens.
@@ -81,7 +92,7 @@ class Pipeline:
 
     def plan(self, request: Request) -> tuple[Signals, Plan]:
         """What the policy decides for a request; runs no model."""
-        drafter, refiner = self.models.drafter, self.models.refiner
+        drafter, refiner, custom = self.models.drafter, self.models.refiner, self.custom
         request = self._phrased(request)
         reader = drafter or refiner
         if reader is None:
@@ -92,9 +103,11 @@ class Pipeline:
             blank_tokens=drafter.count_blank_tokens(request) if drafter else 0,
             recognise=self.models.recognise,
             policy=self.policy,
+            custom={name: _signal(name, read(request)) for name, read in custom.signals.items()},
         )
+        said = ask(custom.rule, request, signals) if custom.rule else None
         quality = {**self.models.quality, **self.policy.quality}
-        return signals, plan(request, signals, self.policy, self.latency, quality)
+        return signals, plan(request, signals, self.policy, self.latency, quality, said)
 
     def _draft(self, work: "_Work", deadline: Deadline, emit: Callable[[Denoised], None]) -> Draft:
         assert self.models.drafter is not None and work.plan.draft is not None
@@ -149,6 +162,12 @@ class Pipeline:
         if self.models.recognise is not None and self.models.recognise(prompt) is None:
             notes += ("outside the embedded model's tasks: do not expect a meaningful answer",)
         return notes
+
+
+def _signal(name: str, value: SignalValue) -> SignalValue:
+    if not isinstance(value, str | int | float | bool):
+        raise RequestError(f"signal {name}", value, "a function that returns text or a number")
+    return value
 
 
 @dataclass(slots=True)

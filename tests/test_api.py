@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from hybrid.backends import Models
 from hybrid.drafters.scripted import ScriptedDrafter
 from hybrid.errors import BackendError, PolicyError, RequestError
 from hybrid.policies.loader import parse_policy
+from hybrid.policies.watch import WatchedPolicy
 from hybrid.refiners.scripted import ScriptedRefiner
-from hybrid.types import Denoised, Drafted, Finished, Planned
+from hybrid.types import Denoised, Drafted, Finished, Planned, Request, Signals
 
 PROBES = {"add 12 + 34": "46", "add 12 + 34 " * 8: "46"}  # what calibration asks
 ANSWERS = {"say it": "the quick brown fox", **PROBES}
@@ -40,6 +42,58 @@ def test_stream_tells_every_step_and_ends_with_the_result() -> None:
     kinds = [type(event) for event in events]
     assert kinds == [Planned, *[Denoised] * 4, Drafted, Finished]
     assert [e.step for e in events if isinstance(e, Denoised)] == [1, 2, 3, 4]
+
+
+def test_a_watched_policy_is_in_force_from_the_next_request_on(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text("version: 1\ndefaults: {draft: {max_denoising_steps: 4}}\n")
+    models = Models(ScriptedDrafter(ANSWERS), ScriptedRefiner(ANSWERS))
+    hybrid = Hybrid(WatchedPolicy(file), models)
+    assert hybrid.generate("say it").plan.label == "4 steps"
+    file.write_text("version: 1\ndefaults: {draft: {max_denoising_steps: 12}}\n")
+    assert hybrid.generate("say it").plan.label == "12 steps"
+    file.write_text("version: 1\ndefaults: {}\nbudgt: 1s\n")
+    assert hybrid.generate("say it").plan.label == "12 steps"
+
+
+def test_only_a_file_can_be_watched(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text("version: 1\ndescription: mine\n")
+    assert Hybrid.from_policy(file, watch=True).policy.description == "mine"
+    for policy in ("balanced", parse_policy("version: 1\n", "p")):
+        with pytest.raises(RequestError, match="only a policy file can change"):
+            Hybrid.from_policy(policy, watch=True)
+
+
+def test_rules_may_ask_for_the_applications_signals() -> None:
+    policy = parse_policy(
+        "version: 1\nrules:\n"
+        "- {name: gold, when: {signals: {customer: gold}}, draft: {max_denoising_steps: 3}}\n",
+        "test",
+    )
+    models = Models(ScriptedDrafter(ANSWERS), ScriptedRefiner(ANSWERS))
+    customer = "gold"
+    hybrid = Hybrid(policy, models, signals={"customer": lambda request: customer})
+    result = hybrid.generate("say it")
+    assert (result.plan.label, result.plan.rule) == ("3 steps", "rule 'gold'")
+    assert result.signals.custom == {"customer": "gold"}
+    customer = "tin"
+    assert hybrid.generate("say it").plan.label == "16 steps"
+    broken = Hybrid(policy, models, signals={"customer": lambda request: ["gold"]})  # type: ignore[dict-item, return-value]
+    with pytest.raises(RequestError, match="signal customer"):
+        broken.generate("say it")
+
+
+def test_a_rule_may_be_a_function() -> None:
+    def patient(request: Request, signals: Signals) -> Mapping[str, object] | None:
+        return {"draft": {"max_denoising_steps": 7}} if "say" in request.prompt else None
+
+    policy = parse_policy("version: 1\n", "test")
+    models = Models(ScriptedDrafter(ANSWERS), ScriptedRefiner(ANSWERS))
+    plan = Hybrid(policy, models, rule=patient).explain("say it")
+    assert (plan.label, plan.rule) == ("7 steps", "rule 'patient'")
+    with pytest.raises(PolicyError, match="rule <lambda>: steps"):
+        Hybrid(policy, models, rule=lambda request, signals: {"steps": 3}).generate("say it")
 
 
 def test_an_error_reaches_the_streams_reader() -> None:
