@@ -31,11 +31,14 @@ SEED = 7
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A request of the demo and its budget; `infill` is a template that the answer must keep."""
+    """A request of the demo and its budget; `infill` is a template that the answer must keep, and
+    `refine` the mode that the caller insists on.
+    """
 
     instance: Instance
     budget: str
     infill: str | None = None
+    refine: str | None = None
 
     @property
     def name(self) -> str:
@@ -45,7 +48,7 @@ class Case:
     @property
     def request(self) -> Request:
         """What is sent; the seed is fixed so that the demo repeats."""
-        options = Options(budget=self.budget, infill=self.infill, seed=SEED)
+        options = Options(budget=self.budget, infill=self.infill, refine=self.refine, seed=SEED)
         return make_request(self.instance.prompt, options)
 
 
