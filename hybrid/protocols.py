@@ -6,7 +6,7 @@ machine. Token ids are shared: a refiner reads the drafter's ids, never its text
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from hybrid.deadline import Deadline
 from hybrid.types import Denoised, Draft, DraftParams, FinishReason, Request
@@ -60,6 +60,58 @@ class Drafter(Protocol):
         A row whose deadline passes returns its best canvas so far with `finish_reason="budget"`; a
         cancelled row raises Cancelled for the whole batch.
         """
+        ...
+
+
+class DraftBatch(Protocol):
+    """Rows drafted together, which come and go between steps."""
+
+    @property
+    def active(self) -> int:
+        """Rows at work."""
+        ...
+
+    @property
+    def free(self) -> int:
+        """Rows that could be admitted now."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens of a row, prompt and answer together."""
+        ...
+
+    def admit(self, assignments: Sequence[Any]) -> list[int]:
+        """Start a row for each prepared job; the rows' numbers."""
+        ...
+
+    def release(self, number: int) -> None:
+        """Give up a row; nothing comes of it."""
+        ...
+
+    def step(self) -> dict[int, Draft | Exception]:
+        """One step for all rows; what became of those that have ended with it."""
+        ...
+
+
+class Prepared(Protocol):
+    """A checked job, ready to be admitted."""
+
+    @property
+    def room(self) -> int:
+        """Tokens that its prompt and answer may take together."""
+        ...
+
+
+class BatchDrafter(Drafter, Protocol):
+    """A drafter whose batches requests can join and leave at any step."""
+
+    def prepare(self, job: DraftJob) -> Prepared:
+        """Check a job and read its prompt into tokens; raises RequestError, runs no model."""
+        ...
+
+    def open_batch(self, slots: int, capacity: int) -> DraftBatch:
+        """An empty batch of so many rows, of up to `capacity` tokens each."""
         ...
 
 

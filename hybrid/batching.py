@@ -1,0 +1,140 @@
+"""Many threads, one drafter: their requests share denoising steps.
+
+One thread works the batch while there is anything to do; callers wait for their own row. Rows are
+admitted in the order of asking, as soon as one is free, and a row's deadline runs while it waits:
+whoever comes to a row too late still gets the one step that makes a draft.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Condition, Event, Thread
+
+from hybrid.protocols import BatchDrafter, DraftBatch, DraftJob, Prepared
+from hybrid.types import Draft, Request
+
+SLOTS = 16
+_CAPACITY = 4096  # tokens a row, unless a request needs more
+_IDLE_S = 1.0  # the thread ends when nothing was asked for so long
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    """One job's place in the line, and what came of it."""
+
+    prepared: Prepared
+    outcome: Draft | BaseException | None = None
+    done: Event = field(default_factory=Event)
+    abandoned: bool = False
+
+    def end(self, outcome: Draft | BaseException) -> None:
+        self.outcome = outcome
+        self.done.set()
+
+    def wait(self) -> Draft:
+        self.done.wait()
+        if not isinstance(self.outcome, Draft):
+            assert self.outcome is not None
+            raise self.outcome
+        return self.outcome
+
+
+class SharedDrafter:
+    """A drafter (see `hybrid.protocols.Drafter`) that any number of threads may call at once."""
+
+    def __init__(self, drafter: BatchDrafter, slots: int = SLOTS) -> None:
+        self._drafter, self._slots = drafter, slots
+        self._waiting: deque[_Ticket] = deque()
+        self._changed = Condition()
+        self._thread: Thread | None = None
+
+    @property
+    def canvas_length(self) -> int:
+        """See `Drafter.canvas_length`."""
+        return self._drafter.canvas_length
+
+    @property
+    def max_context(self) -> int:
+        """See `Drafter.max_context`."""
+        return self._drafter.max_context
+
+    def count_prompt_tokens(self, request: Request) -> int:
+        """See `Drafter.count_prompt_tokens`."""
+        return self._drafter.count_prompt_tokens(request)
+
+    def count_blank_tokens(self, request: Request) -> int:
+        """See `Drafter.count_blank_tokens`."""
+        return self._drafter.count_blank_tokens(request)
+
+    def draft(self, jobs: Sequence[DraftJob]) -> list[Draft]:
+        """See `Drafter.draft`; callers' jobs are denoised together with everybody else's."""
+        tickets = [_Ticket(self._drafter.prepare(job)) for job in jobs]
+        with self._changed:
+            self._waiting.extend(tickets)
+            self._changed.notify()
+            if self._thread is None:
+                self._thread = Thread(target=self._work, name="hybrid-drafter", daemon=True)
+                self._thread.start()
+        try:
+            return [ticket.wait() for ticket in tickets]
+        except BaseException:  # also Ctrl-C: nobody waits for the other rows any more
+            for ticket in tickets:
+                ticket.abandoned = True
+            raise
+
+    def _work(self) -> None:
+        """Admit, step and hand out, until nothing has been asked for a while."""
+        batch: DraftBatch | None = None
+        rows: dict[int, _Ticket] = {}
+        while rows or self._wait():
+            newcomers: list[_Ticket] = []
+            try:
+                batch = self._large_enough(batch, bool(rows))
+                newcomers = self._newcomers(batch)
+                if newcomers:
+                    numbers = batch.admit([ticket.prepared for ticket in newcomers])
+                    rows |= zip(numbers, newcomers, strict=True)
+                _step(batch, rows)
+            except Exception as error:  # of the model itself: this batch is lost, not the next
+                for ticket in {*rows.values(), *newcomers}:
+                    ticket.end(error)
+                batch, rows = None, {}
+
+    def _wait(self) -> bool:
+        """Wait until somebody asks; False, and the thread must end, if nobody does."""
+        with self._changed:
+            if self._changed.wait_for(lambda: self._waiting, _IDLE_S):
+                return True
+            self._thread = None
+            return False
+
+    def _large_enough(self, batch: DraftBatch | None, is_busy: bool) -> DraftBatch:
+        """The batch, or a larger one if it is empty and the next in line needs it."""
+        with self._changed:
+            needed = self._waiting[0].prepared.room if self._waiting else 0
+        if batch is None or (needed > batch.capacity and not is_busy):
+            usual = min(_CAPACITY, self._drafter.max_context)
+            return self._drafter.open_batch(self._slots, max(usual, needed))
+        return batch
+
+    def _newcomers(self, batch: DraftBatch) -> list[_Ticket]:
+        """Who joins now: the first in line, as many as there are free rows."""
+        newcomers: list[_Ticket] = []
+        with self._changed:
+            while self._waiting and len(newcomers) < batch.free:
+                if self._waiting[0].prepared.room > batch.capacity:
+                    break  # it gets a larger batch once this one is empty
+                ticket = self._waiting.popleft()
+                if not ticket.abandoned:
+                    newcomers.append(ticket)
+        return newcomers
+
+
+def _step(batch: DraftBatch, rows: dict[int, _Ticket]) -> None:
+    """One step, without those that nobody waits for."""
+    for number in [number for number, ticket in rows.items() if ticket.abandoned]:
+        batch.release(number)
+        del rows[number]
+    if rows:
+        for number, outcome in batch.step().items():
+            rows.pop(number).end(outcome)
