@@ -13,14 +13,13 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from hybrid.deadline import Deadline
-from hybrid.policies.latency import LatencyModel
+from hybrid.policies.latency import LatencyModel, quantile
 from hybrid.policies.measurements import (
     Measurement,
     cache_file,
     read_measurement,
     write_measurement,
 )
-from hybrid.policies.records import quantile
 from hybrid.policies.schema import Policy
 from hybrid.protocols import Drafter, DraftJob, Refiner
 from hybrid.types import DraftParams, Message, Request

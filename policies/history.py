@@ -13,16 +13,15 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from hybrid.policies.latency import LatencyModel, Work
 from hybrid.policies.measurements import write_atomically
-from hybrid.policies.records import Record
-from hybrid.types import RefineMode, Result
+from hybrid.policies.records import Records
+from hybrid.types import Result
 
-VERSION = 1
-MOST_TASKS, MOST_BYTES = 64, 4 << 20
-_FAST, _SLOW = 0.3, 0.03  # share of an error by which pace and bias move
+MOST_BYTES = 4 << 20
+_FOLLOWED, _FOLLOWED_LONG = 0.45, 0.02  # share of an error that the pace now and at length takes
+_MOST_LOG_PACE = 3.0
 _PACE_LASTS_S = 10.0
 
 
@@ -37,15 +36,11 @@ class History:
     ) -> None:
         self._file, self._clock, self._lock = file, clock, Lock()
         self._costs, self._basis = costs, basis(costs)
-        self._records = read_records(file, self._basis) if file else {}
-        self._new: dict[str | None, Record] = {}
-        self._all = Record()
-        for record in self._records.values():
-            self._all.extend(record)
-        self._bias: dict[RefineMode, float] = {}
-        self._log_pace, self._paced_at = 0.0, clock()
-        everything = self._all.work(Work())
-        work = {task: record.work(everything) for task, record in self._records.items()}
+        self._kept = read_records(file, self._basis) if file else Records()
+        self._new = Records()
+        self._log_pace, self._long_pace, self._paced_at = 0.0, 0.0, clock()
+        everything = self._kept.all.work(Work())
+        work = {task: record.work(everything) for task, record in self._kept.tasks.items()}
         self._latency = replace(costs, work=work, all_work=everything)
 
     @property
@@ -58,7 +53,7 @@ class History:
     def requests(self) -> int:
         """How many requests were learned from, in all runs."""
         with self._lock:
-            return self._all.requests
+            return self._kept.all.requests
 
     def learn(self, result: Result) -> None:
         """Take in a finished request."""
@@ -71,41 +66,37 @@ class History:
         task = result.signals.task
         with self._lock:
             corrected = self._latency.correction(task, mode)  # the pace is no part of it: 1.0
-            for records in (self._records, self._new):
-                records.setdefault(task, Record()).add(result, corrected)
-            self._all.add(result, corrected)
-            everything = self._all.work(Work())
-            work = {**self._latency.work, task: self._records[task].work(everything)}
+            log_pace = math.log(timing.total_s / cost_of(self._costs, result))
+            for records in (self._kept, self._new):
+                records.add(result, corrected, log_pace)
+            everything = self._kept.all.work(Work())
+            work = {**self._latency.work, task: self._kept.tasks[task].work(everything)}
             self._latency = replace(self._latency, work=work, all_work=everything)
-            self._follow_pace(mode, math.log(timing.total_s / cost_of(self._costs, result)))
+            self._follow_pace(log_pace - self._kept.usual_pace(mode))
 
     def save(self) -> None:
         """Add what was learned since the last time to the file, and to what others wrote there."""
         if self._file is None:
             return
         with self._lock:
-            if not self._new:
+            if not self._new.tasks:
                 return
-            kept = read_records(self._file, self._basis)
-            for task, record in self._new.items():
-                kept.setdefault(task, Record()).extend(record)
-            latest = [*(t for t in kept if t not in self._new), *self._new][-MOST_TASKS:]
-            tasks = [{"task": task, **kept[task].to_json()} for task in latest]
-            text = json.dumps({"version": VERSION, "basis": self._basis, "tasks": tasks})
-            if write_atomically(self._file, text):
-                self._new = {}
+            records = read_records(self._file, self._basis)
+            records.extend(self._new)
+            if write_atomically(self._file, json.dumps(records.to_json(self._basis))):
+                self._new = Records()
 
     def _current_log_pace(self) -> float:
-        since = max(0.0, self._clock() - self._paced_at)
-        return self._log_pace * math.exp(-since / _PACE_LASTS_S)
+        lasts = math.exp(-max(0.0, self._clock() - self._paced_at) / _PACE_LASTS_S)
+        return self._long_pace + (self._log_pace - self._long_pace) * lasts
 
-    def _follow_pace(self, mode: RefineMode, error: float) -> None:
-        """`error`: logarithm of what the request took over what its work costs."""
-        bias = self._bias.setdefault(mode, error)
+    def _follow_pace(self, error: float) -> None:
+        """`error`: logarithm of what the request took over what one like it usually takes."""
+        error = min(max(error, -_MOST_LOG_PACE), _MOST_LOG_PACE)
         pace = self._current_log_pace()
-        pace += _FAST * (error - bias - pace)
-        self._bias[mode] = bias + _SLOW * (error - bias - pace)
-        self._log_pace, self._paced_at = min(max(pace, -3.0), 3.0), self._clock()
+        self._log_pace = pace + _FOLLOWED * (error - pace)
+        self._long_pace += _FOLLOWED_LONG * (error - self._long_pace)
+        self._paced_at = self._clock()
 
 
 def cost_of(costs: LatencyModel, result: Result) -> float:
@@ -129,26 +120,11 @@ def basis(costs: LatencyModel) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
-def read_records(file: Path, basis: str) -> dict[str | None, Record]:
-    """What is kept, by task; nothing where there is nothing that can be read."""
+def read_records(file: Path, basis: str) -> Records:
+    """What is kept; nothing where there is nothing that can be read."""
     try:
         if file.stat().st_size > MOST_BYTES:
-            return {}
-        values = json.loads(file.read_text("utf-8"))
-        if values["version"] != VERSION:
-            return {}
-        records = {_task(entry): Record.from_json(entry) for entry in values["tasks"]}
-        is_same = values["basis"] == basis
+            return Records()
+        return Records.from_json(json.loads(file.read_text("utf-8")), basis)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return {}
-    if not is_same:
-        for record in records.values():
-            record.forget_errors()
-    return records
-
-
-def _task(entry: dict[str, Any]) -> str | None:
-    task = entry["task"]
-    if not isinstance(task, str | None):
-        raise ValueError(task)
-    return task
+        return Records()

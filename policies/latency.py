@@ -5,12 +5,13 @@ are medians with a 95th percentile, and plain floats. The two are kept apart bec
 pace changes within seconds and a task's work does not.
 """
 
-import math
-from collections.abc import Mapping
+from bisect import bisect
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hybrid.types import RefineMode
 
+_NEAREST = 25  # prompts of like length that tell an answer's; a line misses tasks of two kinds
 _LONGER_ANSWER = 1.5  # p95 of an answer's length, relative to the expected one
 
 
@@ -35,21 +36,17 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """A task's answers, in tokens: a line through those seen for prompts of `shortest` to `longest`
-    tokens, and how much longer the longest 5 % are.
-    """
+    """Tokens of prompts and of their answers, seen of a task, sorted by the prompt's."""
 
-    tokens: float
-    tokens_a_prompt_token: float
-    longer: float
-    shortest: int
-    longest: int
+    prompts: tuple[int, ...]
+    answers: tuple[int, ...]
 
     def expect(self, prompt_tokens: int) -> Quantiles:
-        """For a prompt, in tokens; flat outside the prompts seen."""
-        prompt_tokens = min(max(prompt_tokens, self.shortest), self.longest)
-        tokens = max(1.0, self.tokens + self.tokens_a_prompt_token * prompt_tokens)
-        return Quantiles(tokens, tokens + self.longer)
+        """Tokens of an answer: as of the prompts nearest in length."""
+        at = bisect(self.prompts, prompt_tokens) - _NEAREST // 2
+        at = max(0, min(at, len(self.answers) - _NEAREST))
+        nearest = self.answers[at : at + _NEAREST]
+        return Quantiles(max(1.0, quantile(nearest, 0.5)), max(1.0, quantile(nearest, 0.95)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +161,13 @@ class LatencyModel:
         return Latency(seconds, seconds * max(spread, self.spread))
 
 
-def is_sensible(seconds: float) -> bool:
-    """Whether it can be a part's cost: finite, not negative, below an hour."""
-    return math.isfinite(seconds) and 0 <= seconds < 3600
+def quantile(values: Iterable[float], share: float) -> float:
+    """The value that the next one stays below with this probability, if they are all alike.
+
+    Between order statistics, of which the i-th of n has the probability i / (n + 1).
+    """
+    ordered = sorted(values)
+    place = min(max(share * (len(ordered) + 1) - 1, 0.0), len(ordered) - 1.0)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])

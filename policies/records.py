@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from hybrid.policies.latency import Lengths, Quantiles, Work, cap_range
+from hybrid.policies.latency import Lengths, Quantiles, Work, cap_range, quantile
 from hybrid.types import RefineMode, Result
 
-WINDOW = 100
+VERSION, WINDOW, MOST_TASKS = 1, 100, 64
 _ENOUGH_FOR_MEDIAN, _ENOUGH_FOR_P95 = 6, 20
 _NONE = Quantiles(1.0, 1.0)
 
@@ -67,17 +67,13 @@ class Record:
             for key, values in new.items():
                 mine.setdefault(key, _window()).extend(values)
 
-    def forget_errors(self) -> None:
-        """As after costs are measured anew: errors are relative to costs."""
-        self.errors.clear()
-
     def work(self, others: Work) -> Work:
         """What follows; where a correction is known from too few requests, that of `others`."""
         shares = {cap: _quantiles(values) for cap, values in self.used.items()}
         written = {key: _quantiles(values) for key, values in self.written.items()}
         return Work(
             requests=self.requests,
-            lengths=_line(self.lengths) if len(self.lengths) >= _ENOUGH_FOR_MEDIAN else None,
+            lengths=_lengths(self.lengths),
             used={cap: share for cap, share in shares.items() if share},
             written={key: share for key, share in written.items() if share},
             corrections={
@@ -112,16 +108,66 @@ class Record:
         return cls(_count(values["requests"]), deque(lengths, WINDOW), used, written, errors)
 
 
-def quantile(values: Iterable[float], share: float) -> float:
-    """The value that the next one stays below with this probability, if they are all alike.
+@dataclass(slots=True)
+class Records:
+    """Of every task (None: requests of no task) that had one lately, and of all requests together.
 
-    Between order statistics, of which the i-th of n has the probability i / (n + 1).
+    `paces` are, by mode, logarithms of what the first 100 requests took over what their steps and
+    tokens cost. They stay: a reference that moves would hide that the machine has changed.
     """
-    ordered = sorted(values)
-    place = min(max(share * (len(ordered) + 1) - 1, 0.0), len(ordered) - 1.0)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+    tasks: dict[str | None, Record] = field(default_factory=dict)
+    all: Record = field(default_factory=Record)
+    paces: dict[RefineMode, list[float]] = field(default_factory=dict)
+
+    def add(self, result: Result, corrected: Quantiles, log_pace: float) -> None:
+        """Remember a request, under its task and under all."""
+        self.all.add(result, corrected)
+        self.tasks.setdefault(result.signals.task, Record()).add(result, corrected)
+        self._add_paces(result.plan.refine.mode, [log_pace])
+
+    def usual_pace(self, mode: RefineMode) -> float:
+        """The median of `paces`."""
+        return quantile(self.paces[mode], 0.5)
+
+    def _add_paces(self, mode: RefineMode, more: Sequence[float]) -> None:
+        paces = self.paces.setdefault(mode, [])
+        paces += more[: WINDOW - len(paces)]
+
+    def extend(self, later: "Records") -> None:
+        """Remember also what came later; of too many tasks, those that had no request longest."""
+        self.all.extend(later.all)
+        for mode, paces in later.paces.items():
+            self._add_paces(mode, paces)
+        for task, record in later.tasks.items():
+            known = self.tasks.pop(task, Record())
+            known.extend(record)
+            self.tasks[task] = known
+        for task in [*self.tasks][:-MOST_TASKS]:
+            del self.tasks[task]
+
+    def to_json(self, basis: str) -> dict[str, Any]:
+        """As plain values, with the name of the costs that errors are relative to."""
+        tasks = [{"task": task, **record.to_json()} for task, record in self.tasks.items()]
+        paces = {mode: _rounded(values) for mode, values in self.paces.items()}
+        about = {"version": VERSION, "basis": basis}
+        return {**about, "paces": paces, "all": self.all.to_json(), "tasks": tasks}
+
+    @classmethod
+    def from_json(cls, values: Any, basis: str) -> "Records":
+        """What `to_json` wrote, without errors relative to other costs; raises ValueError, TypeError,
+        AttributeError or KeyError for anything else.
+        """
+        if values["version"] != VERSION:
+            raise ValueError(values["version"])
+        tasks = {_task(entry): Record.from_json(entry) for entry in values["tasks"]}
+        paces = {_mode(m): [*map(_finite, v)][:WINDOW] for m, v in values["paces"].items()}
+        found = cls(tasks, Record.from_json(values["all"]), paces)
+        if values["basis"] != basis:
+            found.paces.clear()
+            for record in (found.all, *found.tasks.values()):
+                record.errors.clear()
+        return found
 
 
 def _quantiles(values: Sequence[float]) -> Quantiles | None:
@@ -131,24 +177,19 @@ def _quantiles(values: Sequence[float]) -> Quantiles | None:
 
 
 def _correction(errors: Sequence[tuple[float, float]], others: Quantiles) -> Quantiles:
-    median, slow = others.p50, others.p95
+    p50, p95 = others.p50, others.p95
     if len(errors) >= _ENOUGH_FOR_MEDIAN:
-        median = math.exp(quantile((error for error, _ in errors), 0.5))
+        p50 = math.exp(quantile((median for median, _ in errors), 0.5))
     if len(errors) >= _ENOUGH_FOR_P95:
-        slow = math.exp(quantile((error for _, error in errors), 0.95))
-    return Quantiles(median, slow)
+        p95 = math.exp(quantile((slow for _, slow in errors), 0.95))
+    return Quantiles(p50, p95)
 
 
-def _line(pairs: Sequence[tuple[int, int]]) -> Lengths:
-    """Least squares; the slope is left out where the prompt's length explains nothing."""
-    count = len(pairs)
-    mean_x, mean_y = sum(x for x, _ in pairs) / count, sum(y for _, y in pairs) / count
-    variance = sum((x - mean_x) ** 2 for x, _ in pairs)
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in pairs) / variance if variance else 0.0
-    rests = [y - slope * x for x, y in pairs]
-    base, high = quantile(rests, 0.5), quantile(rests, 0.95)
-    prompts = [x for x, _ in pairs]
-    return Lengths(base, slope, max(0.0, high - base), min(prompts), max(prompts))
+def _lengths(pairs: Sequence[tuple[int, int]]) -> Lengths | None:
+    if len(pairs) < _ENOUGH_FOR_MEDIAN:
+        return None
+    prompts, answers = zip(*sorted(pairs), strict=True)
+    return Lengths(prompts, answers)
 
 
 def _rounded(values: Iterable[float]) -> list[float]:
@@ -172,3 +213,10 @@ def _mode(name: str) -> RefineMode:
         if name == mode:
             return mode  # type: ignore[no-any-return]
     raise ValueError(name)
+
+
+def _task(entry: Any) -> str | None:
+    task = entry["task"]
+    if not (task is None or isinstance(task, str)):
+        raise ValueError(task)
+    return task
