@@ -87,7 +87,7 @@ def measure(drafter: Drafter | None, refiner: Refiner | None) -> LatencyModel:
     return _fit(samples, drafter, _QUICK_SPREAD, own_spreads=False)
 
 
-def calibrate(
+def measure_well(
     drafter: Drafter | None,
     refiner: Refiner | None,
     seconds: float,

@@ -150,12 +150,12 @@ class LatencyModel:
         factors = known.get(mode) or self.all_work.corrections.get(mode) or Quantiles(1.0, 1.0)
         return Quantiles(factors.p50 * self.pace, factors.p95 * self.pace)
 
-    def share_used(self, task: str | None, cap: int) -> Quantiles | None:
-        """Steps of a draft, over all canvases, as a share of the cap: learned of the task or of all
-        tasks, else None.
+    def share_used(self, task: str | None, caps: int) -> Quantiles | None:
+        """Steps of a draft, over all canvases, as a share of a cap in this `cap_range`: learned of
+        the task or of all tasks, else None.
         """
         known = self.work.get(task, self.all_work).used
-        return known.get(cap_range(cap)) or self.all_work.used.get(cap_range(cap))
+        return known.get(caps) or self.all_work.used.get(caps)
 
     def _part(self, seconds: float, spread: float) -> Latency:
         return Latency(seconds, seconds * max(spread, self.spread))

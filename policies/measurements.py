@@ -112,6 +112,12 @@ def others(file: Path, policy: Policy) -> list[str]:
     return found
 
 
+def is_writable(file: Path) -> bool:
+    """Whether the file could be written, with the folders that it needs."""
+    existing = next(folder for folder in file.parents if folder.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK)
+
+
 def write_atomically(file: Path, text: str) -> bool:
     """Replace a file at once, whoever else writes it; False if it cannot be written."""
     new = file.with_suffix(f".{os.getpid()}.{threading.get_ident()}.new")

@@ -4,7 +4,6 @@ Each check is one line: ✓ good, ! works with less, ✗ broken. Only ✗ makes 
 """
 
 import json
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -165,7 +164,13 @@ def check_model_cache() -> Finding:
 def check_latency() -> Finding:
     """Whether latency is measured, and whether it can be kept."""
     from hybrid.policies.loader import load_policy
-    from hybrid.policies.measurements import Measurement, cache_file, others, read_measurement
+    from hybrid.policies.measurements import (
+        Measurement,
+        cache_file,
+        is_writable,
+        others,
+        read_measurement,
+    )
 
     policy = load_policy("balanced")
     file = cache_file(policy)
@@ -176,8 +181,8 @@ def check_latency() -> Finding:
             return Finding("latency", "good", kept.description + where)
         fix = "hybrid calibrate (a minute)"
         return Finding("latency", "less", kept.description.partition(";")[0] + where, fix)
-    existing = next(folder for folder in file.parents if folder.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+    if not is_writable(file):
+        existing = next(folder for folder in file.parents if folder.exists())
         fix = f"make {_short(existing)} a writable folder, or set XDG_CACHE_HOME to one"
         return Finding("latency", "broken", f"cannot be kept: {existing} is not writable", fix)
     fix = "hybrid calibrate (a minute), or the first request measures it, in about a second"
