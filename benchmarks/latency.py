@@ -1,9 +1,10 @@
 """How well latency is predicted: `python benchmarks/latency.py`, a minute on two cores.
 
 Held-out prompts of the embedded tasks, one after the other, each under a random budget, with the
-plan that the policy chooses; predictions learn from one to the next, as in any use. Reported are the
-median relative error of p50, and the share of requests within p95. A request that no plan fits is
-cut short by its deadline, so that nobody knows how long it would have taken: those are only counted.
+plan that the policy chooses; predictions learn from one to the next, as in any use. Reported are
+the median relative error of p50, and the share of requests within p95. A request that no plan fits
+is cut short by its deadline, so that nobody knows how long it would have taken: those are counted
+as cut and left out.
 """
 
 import json
@@ -12,6 +13,7 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import cyclopts
 from rich.console import Console
@@ -61,11 +63,9 @@ def benchmark(
     rows = [summarise(task, [r for r in counted if r.signals.task == task]) for task in TASKS]
     rows.append(summarise("all", counted))
     show(rows)
-    about = {"benchmark": "latency", "policy": policy, "warm_up": warm_up, "seed": seed}
-    device = f"{platform.machine()} {platform.processor()}".strip()
-    print(
-        json.dumps({**about, "costs": basis, "device": device, "rows": [asdict(r) for r in rows]})
-    )
+    about: dict[str, Any] = {"benchmark": "latency", "policy": policy, "warm_up": warm_up}
+    about |= {"costs": basis, "device": f"{platform.machine()} {platform.processor()}".strip()}
+    print(json.dumps({**about, "seed": seed, "rows": [asdict(row) for row in rows]}))
 
 
 def summarise(name: str, results: Sequence[Result]) -> Row:

@@ -199,14 +199,26 @@ def _fit(
 
 
 def _line(samples: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """Intercept and slope through the medians at each prompt length, neither below zero."""
+    """Intercept and slope, neither below zero, of the line that is nearest in proportion to the
+    medians at each prompt length.
+    """
     by_length: dict[int, list[float]] = defaultdict(list)
     for tokens, seconds in samples:
         by_length[tokens].append(seconds)
-    points = [(tokens, _median(seconds)) for tokens, seconds in by_length.items()]
-    slopes = [(y1 - y0) / (x1 - x0) for x0, y0 in points for x1, y1 in points if x1 > x0]
-    slope = max(0.0, _median(slopes))
-    return max(0.0, _median(y - slope * x for x, y in points)), slope
+    medians = [(tokens, _median(seconds)) for tokens, seconds in by_length.items()]
+    points = [(tokens, seconds, seconds**-2) for tokens, seconds in medians if seconds > 0]
+    total = sum(weight for _, _, weight in points)
+    if not total:
+        return 0.0, 0.0
+    mean_x = sum(weight * x for x, _, weight in points) / total
+    mean_y = sum(weight * y for _, y, weight in points) / total
+    variance = sum(weight * (x - mean_x) ** 2 for x, _, weight in points)
+    together = sum(weight * (x - mean_x) * (y - mean_y) for x, y, weight in points)
+    slope = max(0.0, together / variance) if variance else 0.0
+    if slope * mean_x <= mean_y:
+        return mean_y - slope * mean_x, slope
+    squares = sum(weight * x * x for x, _, weight in points)
+    return 0.0, sum(weight * x * y for x, y, weight in points) / squares
 
 
 def _spread(samples: Sequence[tuple[int, float]], line: tuple[float, float]) -> float:

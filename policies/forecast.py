@@ -1,8 +1,8 @@
 """What each plan for one request will take, as columns: an entry a cap on denoising steps.
 
 All that depends on the request is worked out once; a candidate then costs a few multiplications.
-Medians are added, and so are 95th percentiles, because what slows one part slows all; that steps and
-tokens seldom are at their most together is left to the correction that is learned.
+Medians are added, and so are 95th percentiles, because what slows one part slows all; that steps
+and tokens are seldom at their most together is left to the correction that is learned.
 """
 
 from collections.abc import Sequence

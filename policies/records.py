@@ -155,8 +155,8 @@ class Records:
 
     @classmethod
     def from_json(cls, values: Any, basis: str) -> "Records":
-        """What `to_json` wrote, without errors relative to other costs; raises ValueError, TypeError,
-        AttributeError or KeyError for anything else.
+        """What `to_json` wrote, without errors relative to other costs; raises ValueError,
+        TypeError, AttributeError or KeyError for anything else.
         """
         if values["version"] != VERSION:
             raise ValueError(values["version"])
