@@ -24,7 +24,7 @@ from hybrid.policies.schema import Policy
 from hybrid.protocols import Drafter, DraftJob, Refiner
 from hybrid.types import DraftParams, Message, Request
 
-SHORT, LONG, LONGEST = (" ".join(["add 12 + 34"] * times) for times in (1, 8, 40))
+SHORT, LONG, LONGEST = "add 12 + 34", "add 12 + 34 " * 8, "add 12 + 34 " * 40
 _QUICK_ROUNDS, _LEAST_ROUNDS = 6, 12
 _QUICK_STEPS, _STEPS, _TOKENS = (4,), (2, 8), 8
 _QUICK_SPREAD, _LEAST_SPREAD, _MOST_SPREAD = 1.15, 1.02, 10.0

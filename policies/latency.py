@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from hybrid.types import RefineMode
 
-_NEAREST = 25  # prompts of like length that tell an answer's; a line misses tasks of two kinds
+_NEAREST = 15  # prompts of like length that tell an answer's; a line misses tasks of two kinds
 _LONGER_ANSWER = 1.5  # p95 of an answer's length, relative to the expected one
 
 

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -126,7 +127,8 @@ def write_atomically(file: Path, text: str) -> bool:
         new.write_text(text, "utf-8")
         os.replace(new, file)
     except OSError:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):
+            new.unlink()
         return False
     return True
 
