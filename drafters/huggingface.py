@@ -50,10 +50,16 @@ class TransformersModel:
 
     def new_cache(self, batch_size: int, capacity: int) -> list[Any]:
         """Empty caches; they grow as they are filled."""
+        return [self._new_row() for _ in range(batch_size)]
+
+    def clear_row(self, cache: list[Any], row: int) -> None:
+        """See `GemmaModel.clear_row`."""
+        cache[row] = self._new_row()
+
+    def _new_row(self) -> Any:
         from transformers import DynamicCache
 
-        text = self._model.config.get_text_config(decoder=True)
-        return [DynamicCache(config=text) for _ in range(batch_size)]
+        return DynamicCache(config=self._model.config.get_text_config(decoder=True))
 
     def encode(
         self, token_ids: Tensor, lengths: Sequence[int], cache: list[Any], rows: Sequence[int]

@@ -31,11 +31,14 @@ SEED = 7
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A request of the demo and its budget; `infill` is a template that the answer must keep."""
+    """A request of the demo and its budget; `infill` is a template that the answer must keep, and
+    `refine` the mode that the caller insists on.
+    """
 
     instance: Instance
     budget: str
     infill: str | None = None
+    refine: str | None = None
 
     @property
     def name(self) -> str:
@@ -45,7 +48,7 @@ class Case:
     @property
     def request(self) -> Request:
         """What is sent; the seed is fixed so that the demo repeats."""
-        options = Options(budget=self.budget, infill=self.infill, seed=SEED)
+        options = Options(budget=self.budget, infill=self.infill, refine=self.refine, seed=SEED)
         return make_request(self.instance.prompt, options)
 
 
@@ -72,7 +75,7 @@ CASES = (
             "+ 3 = 0, + 5 = 5, + 5 = 0, + 2 = 2, + 4 = 6, + 1 = 7",
             6,
         ),
-        "400ms",
+        "40ms",
     ),
     Case(
         Instance("list", "list 5 fruits, not apple or grape", "plum, mango, lemon, kiwi, fig", 5),
@@ -87,11 +90,17 @@ CASES = (
             3,
         ),
         "600ms",
+        refine="verify",
     ),
     Case(
-        Instance("code", "code: c + n == 11; y + z == 5", "c = 7; n = 4; y = 4; z = 1", 4),
+        Instance(
+            "reason",
+            "reason mod ten: 6, + 1, + 4, + 3, + 4, + 5",
+            "+ 1 = 7, + 4 = 1, + 3 = 4, + 4 = 8, + 5 = 3",
+            5,
+        ),
         "200ms",
-        infill="c =<blank:1>; n = 4; y =<blank:1>; z = 1",
+        infill="+ 1 = 7, + 4 =<blank:1>, + 3 =<blank:1>, + 4 = 8, + 5 =<blank:1>",
     ),
 )
 
@@ -182,8 +191,14 @@ def closing_table(performances: Sequence[Performance]) -> Table:
 
 
 def most_steps(performances: Sequence[Performance]) -> Performance:
-    """The one with the most to see."""
-    return max(performances, key=lambda performance: len(performance.recording.frames))
+    """The one with the most to see, of those whose draft came to rest if there are any."""
+
+    def worth(performance: Performance) -> tuple[bool, int]:
+        draft = performance.recording.result.draft
+        rests = draft is not None and all(canvas.converged for canvas in draft.canvases)
+        return rests, len(performance.recording.frames)
+
+    return max(performances, key=worth)
 
 
 def save(svg: str, path: Path) -> None:

@@ -117,6 +117,10 @@ class Cache:
         """Tokens that the row has read so far."""
         return self._counts[row]
 
+    def clear(self, row: int) -> None:
+        """Forget all of a row, for another text."""
+        self._counts[row] = self._written[row] = 0
+
     def rollback(self, rows: Sequence[int] | Tensor, lengths: Sequence[int] | Tensor) -> None:
         """Forget all but the first `lengths` tokens of each of `rows`.
 

@@ -59,6 +59,10 @@ class GemmaModel:
             spare = max(self.config.canvas_length, _LEAST_SPARE)
         return Cache(self.config, batch_size, capacity, spare, self.device, self.dtype)
 
+    def clear_row(self, cache: Cache, row: int) -> None:
+        """Forget all that the row has read."""
+        cache.clear(row)
+
     def encode(self, token_ids: Tensor, lengths: Rows, cache: Cache, rows: Rows) -> Tensor:
         """Read tokens causally; returns hidden states [R, T, H] after the final norm.
 

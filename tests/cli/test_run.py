@@ -28,10 +28,11 @@ Scripted = Callable[..., Any]
 def in_terminal(*pieces: str, send: int | None = None, **options: object) -> tuple[int, str]:
     """Exit code and output of `answer` in a terminal; `send` is a signal for mid-draft."""
     code = f"""
-import runpy, sys
+import runpy, signal, sys
 from hybrid.cli import exit_code
 from hybrid.cli.run import answer
 from hybrid.types import Request
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 ScriptedHybrid = runpy.run_path({str(CONFTEST)!r})["ScriptedHybrid"]
 hybrid = ScriptedHybrid([{list(pieces)!r}], **{options!r})
 sys.exit(exit_code(lambda: answer(hybrid, Request("x", budget_s=0.3))))

@@ -1,13 +1,17 @@
 """The shipped pair: its files, its tokenizer, and what `evaluation.json` says of it."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hybrid.embedded import PairRole, weights_path
 from hybrid.embedded.evaluate import separation, wilson
 from hybrid.gemma.tokenizer import ChatTokenizer
 
+SPECIAL = (
+    *("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<boi>", "<eoi>", "<image>"),
+    *("<|user>", "<|model>", "<|system>"),
+)
 ROLES: tuple[PairRole, ...] = ("drafter", "refiner")
 
 
@@ -29,6 +33,7 @@ def test_drafter_and_refiner_share_a_tokenizer() -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_any_text_can_be_encoded(text: str) -> None:
     tokenizer = ChatTokenizer.from_directory(weights_path("drafter"))
+    assume(not any(special in text for special in SPECIAL))
     ids = tokenizer.encode(text)
     words = " ".join(text.split())
     assert " ".join(tokenizer.decode(ids).split()) == words or not words.isascii()
