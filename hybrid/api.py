@@ -18,8 +18,10 @@ from hybrid.backends import Models, load_models
 from hybrid.errors import RequestError
 from hybrid.event_stream import EventStream
 from hybrid.pipeline import Custom, Emit, Pipeline
-from hybrid.policies.latency import load_or_measure
+from hybrid.policies.calibration import load_or_measure
+from hybrid.policies.history import History
 from hybrid.policies.loader import load_policy, preset_names
+from hybrid.policies.measurements import history_file
 from hybrid.policies.rules import PythonRule
 from hybrid.policies.schema import Policy
 from hybrid.policies.watch import WatchedPolicy
@@ -51,6 +53,7 @@ class Hybrid:
         self._models = models
         self._custom = Custom(signals or {}, rule)
         self._pipeline: Pipeline | None = None
+        self._latency_basis = ""
         self._lock = Lock()
 
     @classmethod
@@ -94,6 +97,13 @@ class Hybrid:
         with self._lock:
             return self._ready().plan(request)[1]
 
+    @property
+    def latency_basis(self) -> str:
+        """How and when the costs that plans are predicted with were measured; loads the models."""
+        with self._lock:
+            self._ready()
+            return self._latency_basis
+
     def load(self) -> Self:
         """Load the models now instead of at the first request."""
         with self._lock:
@@ -101,9 +111,9 @@ class Hybrid:
         return self
 
     def close(self) -> None:
-        """Let go of the models; the next request would load them again."""
+        """Keep what was learned and let go of the models; the next request loads them again."""
         with self._lock:
-            self._pipeline = None
+            self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -125,12 +135,20 @@ class Hybrid:
         policy, before = self.policy, self._pipeline
         if before is None or before.policy.models != policy.models:
             models = self._models or load_models(policy.models.drafter, policy.models.refiner)
-            latency = load_or_measure(policy, models.drafter, models.refiner)
-            self._pipeline = Pipeline(policy, models, latency, self._custom)
+            self._let_go()
+            measured = load_or_measure(policy, models.drafter, models.refiner)
+            history = History(measured.costs, history_file(policy))
+            self._pipeline = Pipeline(policy, models, measured.costs, self._custom, history)
+            self._latency_basis = measured.description
         elif before.policy is not policy:
             self._pipeline = replace(before, policy=policy)
         assert self._pipeline is not None
         return self._pipeline
+
+    def _let_go(self) -> None:
+        if self._pipeline is not None and self._pipeline.history is not None:
+            self._pipeline.history.save()
+        self._pipeline = None
 
 
 class AsyncHybrid:

@@ -13,6 +13,7 @@ from threading import Event as Flag
 from hybrid.backends import Models
 from hybrid.deadline import Deadline
 from hybrid.errors import Cancelled, CapabilityError, DeadlineExceeded, RequestError
+from hybrid.policies.history import History
 from hybrid.policies.latency import LatencyModel
 from hybrid.policies.planner import plan
 from hybrid.policies.rules import PythonRule, ask
@@ -53,12 +54,16 @@ class Custom:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Answers requests, one at a time, with a loaded pair under a policy."""
+    """Answers requests, one at a time, with a loaded pair under a policy.
+
+    `history`, if there is one, learns from every answer and predicts from then on.
+    """
 
     policy: Policy
     models: Models
     latency: LatencyModel
     custom: Custom = Custom()
+    history: History | None = None
 
     def answer(self, request: Request, emit: Emit, cancelled: Flag | None = None) -> Result:
         """The whole life of one request; `emit` gets every event as it happens.
@@ -85,6 +90,8 @@ class Pipeline:
 
         work.notes += self._warnings(request, work.request)
         result = work.result()
+        if self.history is not None:
+            self.history.learn(result)
         if result.finish_reason == "budget" and self.policy.on_deadline == "fail":
             raise DeadlineExceeded(f"no complete answer within {work.plan.budget_s} s")
         emit(Finished(result))
@@ -107,7 +114,8 @@ class Pipeline:
         )
         said = ask(custom.rule, request, signals) if custom.rule else None
         quality = {**self.models.quality, **self.policy.quality}
-        return signals, plan(request, signals, self.policy, self.latency, quality, said)
+        latency = self.history.latency if self.history else self.latency
+        return signals, plan(request, signals, self.policy, latency, quality, said)
 
     def _draft(self, work: "_Work", deadline: Deadline, emit: Callable[[Denoised], None]) -> Draft:
         assert self.models.drafter is not None and work.plan.draft is not None

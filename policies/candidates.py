@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from hybrid.policies.latency import Latency, LatencyModel
+from hybrid.policies.forecast import forecast
+from hybrid.policies.latency import LatencyModel, Quantiles
 from hybrid.policies.schema import QualitySection
 from hybrid.policies.settings import Settings
 from hybrid.types import Prediction, RefineMode, Signals, plan_label
@@ -23,7 +24,6 @@ _REFINER_PRIOR, _DRAFT_PRIOR, _STEPS_PRIOR = 0.92, 0.84, 6.0
 _USED_PRIOR = 12.0  # steps used at p50 where nothing is measured; the model's guide says 12 to 16
 _AGREEMENT_PRIOR = 0.7  # share of a draft of many steps that verify keeps
 _CASCADE_RECOVERY = 0.9  # share of a draft's failures that a cascade notices and mends
-_LONGER_ANSWER = 1.5  # p95 of an answer's length, relative to the expected one
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,52 +76,31 @@ def list_candidates(
     measured: QualitySection | None,
 ) -> Candidates:
     """Every allowed combination of steps and refining, with its prediction."""
-    tokens = min(signals.expected_tokens, settings.max_new_tokens)
-    canvases = max(1, math.ceil(tokens / (latency.canvas_length or tokens)))
+    task, prompt, most = signals.task, signals.prompt_tokens, settings.max_new_tokens
+    if signals.blank_tokens:  # an infill's length is given
+        tokens = Quantiles(min(signals.expected_tokens, most), min(signals.expected_tokens, most))
+    else:
+        tokens = latency.lengths(task, prompt, signals.expected_tokens, most)
+    canvases = max(1, math.ceil(tokens.p50 / (latency.canvas_length or tokens.p50)))
     caps, curves = settings.steps, _curves(settings.steps, measured)
-    # A draft's time is linear in its steps, so that two points tell every cap's.
-    start = latency.draft(signals.prompt_tokens, 0, 0, canvases)
-    one = latency.draft(signals.prompt_tokens, 1, 1, canvases)
-    step_p50, step_p95 = one.p50_s - start.p50_s, one.p95_s - start.p95_s
-    draft_p50 = [start.p50_s + used * step_p50 for used in curves.used]
-    draft_p95 = [start.p95_s + cap * step_p95 for cap in caps]
+    request = forecast(latency, task, prompt, tokens, canvases, caps, curves.used)
+    by_itself = settings.refine.scorer == "self"
 
     found = Candidates([], [], [], [], [])
     for mode in settings.modes:
-        fixed, rest = _refining(mode, settings, signals, tokens, latency)
         if mode == "generate":
+            alone = request.generate()
             found.caps.append(None)
-            found.p50_s.append(fixed.p50_s + rest)
-            found.p95_s.append(fixed.p95_s)
-            found.quality.extend(curves.quality[mode])
+            found.p50_s.append(alone.p50_s)
+            found.p95_s.append(alone.p95_s)
         else:
+            p50_s, p95_s = request.draft_and(mode, by_itself, curves.agreement)
             found.caps.extend(caps)
-            found.quality.extend(curves.quality[mode])
-            most, more = fixed.p50_s + rest, fixed.p95_s
-            pairs = zip(draft_p50, curves.agreement, strict=True)
-            found.p50_s.extend([draft + most - kept * rest for draft, kept in pairs])
-            found.p95_s.extend([draft + more for draft in draft_p95])
+            found.p50_s.extend(p50_s)
+            found.p95_s.extend(p95_s)
+        found.quality.extend(curves.quality[mode])
         found.modes.extend([mode] * (len(found.caps) - len(found.modes)))
     return found
-
-
-def _refining(
-    mode: RefineMode, settings: Settings, signals: Signals, tokens: int, latency: LatencyModel
-) -> tuple[Latency, float]:
-    """What refining costs whatever the draft, and at p50 for each token that is not kept of it."""
-    by_itself = settings.refine.scorer == "self"
-    if mode == "none" or (mode == "score" and by_itself):
-        return Latency(0.0, 0.0), 0.0
-    prompt = signals.prompt_tokens
-    reading = latency.read(prompt if mode == "generate" else prompt + tokens)
-    if mode == "score":
-        return reading, 0.0
-    longest = min(tokens * _LONGER_ANSWER, settings.max_new_tokens)
-    writing = latency.write(tokens, longest)
-    slowest = reading.p95_s + writing.p95_s
-    if mode == "cascade" and by_itself:  # only drafts that fail are read
-        return Latency(0.0, slowest), reading.p50_s + writing.p50_s
-    return Latency(reading.p50_s, slowest), writing.p50_s
 
 
 def _curves(caps: tuple[int, ...], measured: QualitySection | None) -> _Curves:

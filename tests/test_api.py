@@ -11,7 +11,10 @@ from hybrid import AsyncHybrid, Hybrid
 from hybrid.backends import Models
 from hybrid.drafters.scripted import ScriptedDrafter
 from hybrid.errors import BackendError, PolicyError, RequestError
+from hybrid.policies.history import History
+from hybrid.policies.latency import LatencyModel
 from hybrid.policies.loader import parse_policy
+from hybrid.policies.measurements import history_file
 from hybrid.policies.watch import WatchedPolicy
 from hybrid.refiners.scripted import ScriptedRefiner
 from hybrid.types import Denoised, Drafted, Finished, Planned, Request, Signals
@@ -161,3 +164,15 @@ def test_a_cancelled_task_frees_the_models() -> None:
     asyncio.run(work())
     assert hybrid.generate("say it", max_denoising_steps=1).draft is not None
     assert time.monotonic() - started < 5.0
+
+
+def test_what_is_learned_is_kept_when_closing() -> None:
+    with make_hybrid() as hybrid:
+        for _ in range(3):
+            hybrid.generate("say it")
+        assert hybrid.latency_basis.startswith("measured quickly on 20")
+        policy, costs = hybrid.policy, LatencyModel(0, 0, 0, 0, 0, 0, 0, 0, 1, 0)
+    assert History(costs, history_file(policy)).requests == 3
+    with hybrid:
+        hybrid.generate("say it")
+    assert History(costs, history_file(policy)).requests == 4

@@ -10,11 +10,12 @@ from hybrid.backends import Models
 from hybrid.drafters.scripted import ScriptedDrafter
 from hybrid.errors import BackendError, Cancelled, CapabilityError, DeadlineExceeded, RequestError
 from hybrid.pipeline import Pipeline
+from hybrid.policies.history import History
 from hybrid.policies.latency import LatencyModel
 from hybrid.policies.loader import parse_policy
 from hybrid.refiners.scripted import ScriptedRefiner
 from hybrid.requests import make_request
-from hybrid.types import Denoised, Drafted, Event, Finished, Patched, Planned, Result
+from hybrid.types import Denoised, Drafted, Event, Finished, Patched, Planned, Request, Result
 
 ANSWERS = {"say it": "the quick brown fox", "sort": "1 2 3"}
 COSTS = LatencyModel(
@@ -200,3 +201,24 @@ def test_a_task_given_by_name_is_put_into_the_models_own_words() -> None:
     result, _ = run(pipeline, "it", task="say")
     assert result.text == "the quick brown fox"
     assert result.notes == ("read as 'say it'",)
+
+
+def test_a_pipeline_with_a_history_learns_from_every_answer() -> None:
+    history = History(COSTS)
+    pipeline = replace(make_pipeline("generate"), history=history)
+    for _ in range(10):
+        run(pipeline)
+    assert history.requests == 10
+    expected = pipeline.plan(Request("say it"))[1].predicted
+    assert expected != make_pipeline("generate").plan(Request("say it"))[1].predicted
+    tokens = len(ANSWERS["say it"]) + 1
+    assert history.latency.lengths(None, 6, 99, 256).p50 == tokens
+
+
+def test_an_answer_that_the_policy_refuses_is_learned_from_too() -> None:
+    drafter = ScriptedDrafter(ANSWERS, steps_needed=50, step_s=0.002)
+    pipeline = make_pipeline(steps="50", drafter=drafter, on_deadline="fail")
+    history = History(COSTS)
+    with pytest.raises(DeadlineExceeded):
+        run(replace(pipeline, history=history), budget="10ms")
+    assert history.requests == 1

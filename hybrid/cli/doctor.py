@@ -4,7 +4,6 @@ Each check is one line: ✓ good, ! works with less, ✗ broken. Only ✗ makes 
 """
 
 import json
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -164,18 +163,36 @@ def check_model_cache() -> Finding:
 
 def check_latency() -> Finding:
     """Whether latency is measured, and whether it can be kept."""
-    from hybrid.policies.latency import cache_file, read_cache
     from hybrid.policies.loader import load_policy
+    from hybrid.policies.measurements import (
+        Measurement,
+        cache_file,
+        is_writable,
+        others,
+        read_measurement,
+    )
 
-    file = cache_file(load_policy("balanced"))
-    if read_cache(file) is not None:
-        return Finding("latency", "good", f"measured and kept in {file.parent}")
-    existing = next(folder for folder in file.parents if folder.exists())
-    if existing.is_dir() and os.access(existing, os.W_OK):
-        fix = "nothing to fix: the first request measures it, in about a second"
-        return Finding("latency", "less", f"not measured yet; will be kept in {file.parent}", fix)
-    fix = f"make {_short(existing)} a writable folder, or set XDG_CACHE_HOME to one"
-    return Finding("latency", "broken", f"cannot be kept: {existing} is not writable", fix)
+    policy = load_policy("balanced")
+    file = cache_file(policy)
+    kept = read_measurement(file)
+    if isinstance(kept, Measurement):
+        where = f", kept in {_short(file.parent)}"
+        if kept.method == "calibrated":
+            return Finding("latency", "good", kept.description + where)
+        fix = "hybrid calibrate (a minute)"
+        return Finding("latency", "less", kept.description.partition(";")[0] + where, fix)
+    if not is_writable(file):
+        existing = next(folder for folder in file.parents if folder.exists())
+        fix = f"make {_short(existing)} a writable folder, or set XDG_CACHE_HOME to one"
+        return Finding("latency", "broken", f"cannot be kept: {existing} is not writable", fix)
+    fix = "hybrid calibrate (a minute), or the first request measures it, in about a second"
+    if kept.reason:
+        return Finding("latency", "less", f"{_short(file)} {kept.reason}: not used", fix)
+    elsewhere = others(file, policy)
+    if elsewhere:
+        said = f"measured for {elsewhere[0]} only: not used here"
+        return Finding("latency", "less", said, fix)
+    return Finding("latency", "less", f"not measured yet; will be kept in {file.parent}", fix)
 
 
 def _short(path: Path) -> str:

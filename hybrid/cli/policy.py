@@ -139,7 +139,7 @@ def explain(
         from hybrid.api import Hybrid  # imports the pipeline
 
         with Hybrid.from_policy(policy) as hybrid:
-            plan = hybrid.explain(request)
+            plan, basis = hybrid.explain(request), hybrid.latency_basis
     except RequestError as error:
         raise RequestError(option_name(error.field), error.given, error.allowed) from error
     if as_json:
@@ -149,6 +149,7 @@ def explain(
     within = "" if plan.budget_s is None else f" within {format_duration(plan.budget_s)}"
     console.print(f"[bold]{escape(plan.label)}[/bold]{within} ({escape(printable(plan.rule))})")
     console.print(candidates(plan))
+    console.print(f"[dim]latency: {escape(printable(basis))}[/dim]")
 
 
 def candidates(plan: Plan) -> Table:

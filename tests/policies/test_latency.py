@@ -1,36 +1,23 @@
-"""What plans cost: measured through the protocols, kept between runs, distrusted when wrong."""
+"""What plans cost: parts with their spreads, and work as learned or as expected."""
 
-import json
-import os
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hybrid.drafters.scripted import ScriptedDrafter
 from hybrid.policies.latency import (
+    Latency,
     LatencyModel,
-    cache_file,
-    load_or_measure,
-    measure,
-    read_cache,
-    still_holds,
-    write_cache,
+    Lengths,
+    Quantiles,
+    Work,
+    cap_range,
+    quantile,
 )
-from hybrid.policies.loader import parse_policy
-from hybrid.refiners.scripted import ScriptedRefiner
 
-POLICY = parse_policy("version: 1\n", "p")
-PROBES = {"add 12 + 34": "46", "add 12 + 34 " * 8: "46"}
-DRAFTER = ScriptedDrafter(PROBES, steps_needed=4, step_s=0.002)
-REFINER = ScriptedRefiner(PROBES)
 COSTS = LatencyModel(0.0, 0.01, 0.001, 0.002, 0.003, 0.004, 0.0005, 0.006, 1.5, 32)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path
+LINE = Lengths(tuple(range(100)), tuple(range(100, 200)))
 
 
 def test_a_draft_is_prefill_steps_and_commits() -> None:
@@ -45,96 +32,72 @@ def test_refining_is_reading_and_writing() -> None:
     assert both.p95_s == pytest.approx((0.004 + 20 * 0.0005 + 8 * 0.006) * 1.5)
 
 
-def test_measuring_finds_the_cost_of_a_step() -> None:
-    costs = measure(DRAFTER, REFINER)
-    assert costs.step_s >= 0.002
-    assert costs.canvas_length == DRAFTER.canvas_length
-    assert costs.token_s < costs.step_s
-    assert costs.spread >= 1.15
-
-
-def test_a_policy_may_lack_either_model() -> None:
-    assert measure(DRAFTER, None).token_s == 0.0
-    assert measure(None, REFINER).step_s == 0.0
-
-
-def test_costs_are_kept_and_found_again() -> None:
-    file = cache_file(POLICY)
-    assert read_cache(file) is None
-    write_cache(file, COSTS)
-    assert read_cache(file) == COSTS
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
-
-
-def test_kept_costs_that_hold_are_not_measured_again() -> None:
-    kept = replace(measure(DRAFTER, REFINER), spread=7.0)
-    write_cache(cache_file(POLICY), kept)
-    assert load_or_measure(POLICY, DRAFTER, REFINER) == kept
-
-
-def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    assert cache_file(POLICY).parent == cache / "hybrid" / "latency"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(cache))
-    assert cache_file(POLICY).parent == cache / ".cache" / "hybrid" / "latency"
-
-
-def test_a_cache_file_that_is_a_folder_costs_a_measurement_only() -> None:
-    cache_file(POLICY).mkdir(parents=True)
-    assert read_cache(cache_file(POLICY)) is None
-    assert load_or_measure(POLICY, DRAFTER, REFINER).step_s >= 0.002
-
-
 def test_a_prompt_costs_by_its_length() -> None:
     short, long = (COSTS.draft(tokens, 1, 1, 1).p50_s for tokens in (10, 110))
     assert long - short == pytest.approx(100 * COSTS.prefill_token_s)
     assert COSTS.read(110).p50_s - COSTS.read(10).p50_s == pytest.approx(100 * COSTS.read_token_s)
 
 
-def test_other_models_have_other_costs() -> None:
-    other = parse_policy("version: 1\nmodels: {refiner: null}\n", "p")
-    assert cache_file(other) != cache_file(POLICY)
+def test_a_step_may_cost_by_the_prompt_too() -> None:
+    costs = replace(COSTS, step_token_s=1e-5)
+    assert costs.step(100).p50_s == pytest.approx(0.003)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "not JSON",
-        "[]",
-        "{}",
-        json.dumps({**asdict(COSTS), "step_s": -1}),
-        json.dumps({**asdict(COSTS), "step_s": "fast"}),
-        json.dumps({**asdict(COSTS), "step_s": 1e9}),
-        json.dumps({**asdict(COSTS), "more": 1}),
-        json.dumps(asdict(COSTS)).replace("0.002", "NaN"),
-    ],
-)
-def test_a_file_that_says_nothing_sensible_is_ignored(content: str) -> None:
-    file = cache_file(POLICY)
-    file.parent.mkdir(parents=True)
-    file.write_text(content)
-    assert read_cache(file) is None
+def test_a_part_may_spread_more_than_all_do() -> None:
+    costs = replace(COSTS, step_spread=2.0, token_spread=1.2)
+    assert costs.step(0) == Latency(0.002, 0.004)
+    assert costs.write(1, 1).p95_s == pytest.approx(0.009)
+    assert costs.commit(2).p95_s == pytest.approx(0.009)
 
 
-def test_kept_costs_that_no_longer_hold_are_measured_anew() -> None:
-    measured = measure(DRAFTER, REFINER)
-    assert still_holds(measured, DRAFTER, REFINER)
-    assert not still_holds(replace(measured, step_s=1.0), DRAFTER, REFINER)
-    write_cache(cache_file(POLICY), replace(measured, step_s=1.0))
-    assert load_or_measure(POLICY, DRAFTER, REFINER).step_s < 0.5
-    kept = read_cache(cache_file(POLICY))
-    assert kept is not None
-    assert kept.step_s < 0.5
+def test_an_answer_is_as_long_as_those_of_prompts_of_like_length() -> None:
+    costs = replace(COSTS, work={"sums": Work(lengths=LINE)})
+    assert costs.lengths("sums", 50, 9, 1000).p50 == pytest.approx(150, abs=2)
+    assert costs.lengths("sums", 50, 9, 1000).p95 == pytest.approx(157, abs=2)
+    assert costs.lengths("sums", 10_000, 9, 1000).p50 == pytest.approx(192, abs=2)
+    assert costs.lengths("sums", 0, 9, 1000).p50 == pytest.approx(107, abs=2)
+    assert costs.lengths("sums", 50, 9, 64) == Quantiles(64, 64)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_cache_costs_a_measurement_only(cache: Path) -> None:
-    cache.chmod(0o500)
-    assert load_or_measure(POLICY, DRAFTER, REFINER).step_s >= 0.002
-    cache.chmod(0o700)
+def test_an_unknown_tasks_answer_is_as_long_as_the_policy_expects() -> None:
+    costs = replace(COSTS, work={"sums": Work(lengths=LINE)}, all_work=Work(lengths=LINE))
+    assert costs.lengths("chat", 50, 10, 1000) == Quantiles(10, 15)
+    assert costs.lengths(None, 50, 10, 12) == Quantiles(10, 12)
 
 
-def test_a_cache_that_is_a_file_costs_a_measurement_only(cache: Path) -> None:
-    (cache / "hybrid").write_text("in the way")
-    assert load_or_measure(POLICY, DRAFTER, REFINER).step_s >= 0.002
+def test_corrections_are_the_tasks_then_those_of_all_then_none() -> None:
+    costs = replace(
+        COSTS,
+        pace=2.0,
+        work={"sums": Work(corrections={"none": Quantiles(1.5, 1.25)})},
+        all_work=Work(corrections={"none": Quantiles(3, 4), "verify": Quantiles(5, 6)}),
+    )
+    assert costs.correction("sums", "none") == Quantiles(3.0, 2.5)
+    assert costs.correction("sums", "verify") == Quantiles(10, 12)
+    assert costs.correction("chat", "none") == Quantiles(6, 8)
+    assert costs.correction("sums", "cascade") == Quantiles(2, 2)
+
+
+def test_steps_used_are_the_tasks_then_those_of_all() -> None:
+    own, other = Quantiles(0.5, 0.9), Quantiles(0.6, 1.0)
+    costs = replace(
+        COSTS,
+        work={"sums": Work(used={cap_range(8): own})},
+        all_work=Work(used={cap_range(8): other}),
+    )
+    assert costs.share_used("sums", cap_range(12)) == own
+    assert costs.share_used("chat", cap_range(12)) == other
+    assert costs.share_used("sums", cap_range(48)) is None
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.floats(0, 1))
+def test_a_quantile_is_between_the_values(values: list[float], share: float) -> None:
+    assert min(values) - 1e-6 <= quantile(values, share) <= max(values) + 1e-6
+
+
+def test_the_next_of_many_like_values_is_below_a_quantile_as_often_as_it_says() -> None:
+    # Of 20 alike in a random order, the last is below the 95th percentile of the others in 19.
+    below = sum(value < quantile([v for v in range(20) if v != value], 0.95) for value in range(20))
+    assert below == 19
+    assert quantile([3.0], 0.95) == 3.0
+    assert quantile([1.0, 2.0, 3.0], 0.5) == 2.0

@@ -202,10 +202,9 @@ def test_refining_costs_what_each_mode_reads_and_writes() -> None:
 
 def test_the_longest_answer_bounds_what_is_predicted() -> None:
     short = decide(expected_tokens=300, max_new_tokens=10, refine="generate").predicted
-    assert short.latency_p50_s == pytest.approx(COSTS.read(20).p50_s + 10 * COSTS.token_s)
-    assert short.latency_p95_s == pytest.approx(
-        (COSTS.read(20).p50_s + 10 * COSTS.token_s) * COSTS.spread
-    )
+    alone = COSTS.overhead_s + COSTS.read(20).p50_s + 9 * COSTS.token_s  # reading gives one token
+    assert short.latency_p50_s == pytest.approx(alone)
+    assert short.latency_p95_s == pytest.approx(alone * COSTS.spread)
 
 
 def test_without_a_budget_the_best_is_taken() -> None:

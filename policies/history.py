@@ -1,0 +1,130 @@
+"""What is learned from requests while they are answered, and kept between runs.
+
+The planner is given `History.latency`, a value; `learn` makes the next one. Half of what a
+prediction would miss is the machine's pace, which changes within seconds and hits all plans alike:
+it is followed by itself, from what each request took over what its own steps and tokens cost.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from threading import Lock
+
+from hybrid.policies.latency import LatencyModel, Work
+from hybrid.policies.measurements import write_atomically
+from hybrid.policies.records import Records
+from hybrid.types import Result
+
+MOST_BYTES = 4 << 20
+_FOLLOWED, _FOLLOWED_LONG = 0.45, 0.02  # share of an error that the pace now and at length takes
+_MOST_LOG_PACE = 3.0
+_PACE_LASTS_S = 10.0
+
+
+class History:
+    """Learns from results; safe to use from several threads."""
+
+    def __init__(
+        self,
+        costs: LatencyModel,
+        file: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._file, self._clock, self._lock = file, clock, Lock()
+        self._costs, self._basis = costs, basis(costs)
+        self._kept = read_records(file, self._basis) if file else Records()
+        self._new = Records()
+        self._log_pace, self._long_pace, self._paced_at = 0.0, 0.0, clock()
+        everything = self._kept.all.work(Work())
+        work = {task: record.work(everything) for task, record in self._kept.tasks.items()}
+        self._latency = replace(costs, work=work, all_work=everything)
+
+    @property
+    def latency(self) -> LatencyModel:
+        """The costs with all that is learned; the pace counts less the longer it was not seen."""
+        with self._lock:
+            return replace(self._latency, pace=math.exp(self._current_log_pace()))
+
+    @property
+    def requests(self) -> int:
+        """How many requests were learned from, in all runs."""
+        with self._lock:
+            return self._kept.all.requests
+
+    def learn(self, result: Result) -> None:
+        """Take in a finished request."""
+        timing, mode = result.timing, result.plan.refine.mode
+        refined = result.verdict is not None or result.refinement is not None
+        if mode != "none" and not refined:  # the refiner failed or had no time: another plan's work
+            return
+        if not (0 < timing.total_s < math.inf and 0 < timing.predicted_p50_s < math.inf):
+            return
+        task = result.signals.task
+        with self._lock:
+            corrected = self._latency.correction(task, mode)  # the pace is no part of it: 1.0
+            log_pace = math.log(timing.total_s / cost_of(self._costs, result))
+            for records in (self._kept, self._new):
+                records.add(result, corrected, log_pace)
+            everything = self._kept.all.work(Work())
+            work = {**self._latency.work, task: self._kept.tasks[task].work(everything)}
+            self._latency = replace(self._latency, work=work, all_work=everything)
+            self._follow_pace(log_pace - self._kept.usual_pace(mode))
+
+    def save(self) -> None:
+        """Add what was learned since the last time to the file, and to what others wrote there."""
+        if self._file is None:
+            return
+        with self._lock:
+            if not self._new.tasks:
+                return
+            records = read_records(self._file, self._basis)
+            records.extend(self._new)
+            if write_atomically(self._file, json.dumps(records.to_json(self._basis))):
+                self._new = Records()
+
+    def _current_log_pace(self) -> float:
+        lasts = math.exp(-max(0.0, self._clock() - self._paced_at) / _PACE_LASTS_S)
+        return self._long_pace + (self._log_pace - self._long_pace) * lasts
+
+    def _follow_pace(self, error: float) -> None:
+        """`error`: logarithm of what the request took over what one like it usually takes."""
+        error = min(max(error, -_MOST_LOG_PACE), _MOST_LOG_PACE)
+        pace = self._current_log_pace()
+        self._log_pace = pace + _FOLLOWED * (error - pace)
+        self._long_pace += _FOLLOWED_LONG * (error - self._long_pace)
+        self._paced_at = self._clock()
+
+
+def cost_of(costs: LatencyModel, result: Result) -> float:
+    """Seconds that the steps and tokens of a request cost at the median; never zero."""
+    prompt, draft = result.signals.prompt_tokens, result.draft
+    seconds = costs.overhead().p50_s
+    if draft is not None:
+        by_itself = result.plan.refine.mode != "none" and result.plan.refine.scorer == "self"
+        seconds += costs.prefill(prompt).p50_s + draft.steps * costs.step(prompt).p50_s
+        seconds += costs.commit(len(draft.canvases) - 1 + by_itself).p50_s
+    passes = result.usage.refiner_passes
+    if passes:
+        read = prompt + (len(draft.token_ids) if draft else 0)
+        seconds += costs.read(read).p50_s + costs.write(passes - 1, 0).p50_s
+    return max(seconds, 1e-9)
+
+
+def basis(costs: LatencyModel) -> str:
+    """A name for the costs that errors were learned with."""
+    values = asdict(replace(costs, work={}, all_work=Work(), pace=1.0))
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def read_records(file: Path, basis: str) -> Records:
+    """What is kept; nothing where there is nothing that can be read."""
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            return Records()
+        return Records.from_json(json.loads(file.read_text("utf-8")), basis)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return Records()

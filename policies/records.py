@@ -1,0 +1,222 @@
+"""What is remembered of a task's latest requests, and the `Work` that follows from it.
+
+A window of the latest 100 of everything: old enough to tell a 95th percentile, young enough that a
+machine or a model that changes is followed within some dozens of requests.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from hybrid.policies.latency import Lengths, Quantiles, Work, cap_range, quantile
+from hybrid.types import RefineMode, Result
+
+VERSION, WINDOW, MOST_TASKS = 1, 100, 64
+_ENOUGH_FOR_MEDIAN, _ENOUGH_FOR_P95 = 6, 20
+_NONE = Quantiles(1.0, 1.0)
+
+
+def _window() -> deque[Any]:
+    return deque(maxlen=WINDOW)
+
+
+@dataclass(slots=True)
+class Record:
+    """One task's latest requests.
+
+    `lengths` are pairs of prompt and answer tokens; `used` and `written` are shares as in `Work`;
+    `errors` are logarithms of what a request took over its uncorrected prediction, p50 and p95.
+    """
+
+    requests: int = 0
+    lengths: deque[tuple[int, int]] = field(default_factory=_window)
+    used: dict[int, deque[float]] = field(default_factory=dict)
+    written: dict[tuple[RefineMode, int], deque[float]] = field(default_factory=dict)
+    errors: dict[RefineMode, deque[tuple[float, float]]] = field(default_factory=dict)
+
+    def add(self, result: Result, corrected: Quantiles) -> None:
+        """Remember a request whose prediction was corrected by these factors."""
+        self.requests += 1
+        plan, draft, mode = result.plan, result.draft, result.plan.refine.mode
+        is_cut = result.finish_reason == "budget"
+        if not is_cut:
+            if not result.signals.blank_tokens:
+                self.lengths.append((result.signals.prompt_tokens, len(result.token_ids)))
+            if draft and plan.draft:
+                cap = plan.draft.max_denoising_steps
+                self.used.setdefault(cap_range(cap), _window()).append(draft.steps / cap)
+                if mode in ("cascade", "verify"):
+                    written = max(0, result.usage.refiner_passes - 1)
+                    share = written / max(1, len(result.token_ids))
+                    self.written.setdefault((mode, cap_range(cap)), _window()).append(share)
+        timing = result.timing
+        # A request that was cut short says something only where it was already late.
+        if not is_cut or timing.total_s > timing.predicted_p95_s:
+            median = math.log(timing.total_s / timing.predicted_p50_s * corrected.p50)
+            slow = math.log(timing.total_s / timing.predicted_p95_s * corrected.p95)
+            self.errors.setdefault(mode, _window()).append((median, slow))
+
+    def extend(self, later: "Record") -> None:
+        """Remember also what came later."""
+        self.requests += later.requests
+        self.lengths.extend(later.lengths)
+        for name in ("used", "written", "errors"):
+            mine, new = getattr(self, name), getattr(later, name)
+            for key, values in new.items():
+                mine.setdefault(key, _window()).extend(values)
+
+    def work(self, others: Work) -> Work:
+        """What follows; where a correction is known from too few requests, that of `others`."""
+        shares = {cap: _quantiles(values) for cap, values in self.used.items()}
+        written = {key: _quantiles(values) for key, values in self.written.items()}
+        return Work(
+            requests=self.requests,
+            lengths=_lengths(self.lengths),
+            used={cap: share for cap, share in shares.items() if share},
+            written={key: share for key, share in written.items() if share},
+            corrections={
+                mode: _correction(errors, others.corrections.get(mode, _NONE))
+                for mode, errors in self.errors.items()
+            },
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; a mode and a range of caps are written 'verify/4'."""
+        return {
+            "requests": self.requests,
+            "lengths": list(self.lengths),
+            "used": {str(cap): _rounded(values) for cap, values in self.used.items()},
+            "written": {f"{m}/{cap}": _rounded(v) for (m, cap), v in self.written.items()},
+            "errors": {mode: [_rounded(e) for e in errors] for mode, errors in self.errors.items()},
+        }
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Record":
+        """What `to_json` wrote; raises ValueError, TypeError or KeyError for anything else."""
+        lengths = [(_count(prompt), _count(tokens)) for prompt, tokens in values["lengths"]]
+        written = {}
+        for key, shares in values["written"].items():
+            mode, _, cap = key.partition("/")
+            written[_mode(mode), int(cap)] = deque(map(_finite, shares), WINDOW)
+        errors = {
+            _mode(mode): deque(((_finite(a), _finite(b)) for a, b in pairs), WINDOW)
+            for mode, pairs in values["errors"].items()
+        }
+        used = {int(c): deque(map(_finite, v), WINDOW) for c, v in values["used"].items()}
+        return cls(_count(values["requests"]), deque(lengths, WINDOW), used, written, errors)
+
+
+@dataclass(slots=True)
+class Records:
+    """Of every task (None: requests of no task) that had one lately, and of all requests together.
+
+    `paces` are, by mode, logarithms of what the first 100 requests took over what their steps and
+    tokens cost. They stay: a reference that moves would hide that the machine has changed.
+    """
+
+    tasks: dict[str | None, Record] = field(default_factory=dict)
+    all: Record = field(default_factory=Record)
+    paces: dict[RefineMode, list[float]] = field(default_factory=dict)
+
+    def add(self, result: Result, corrected: Quantiles, log_pace: float) -> None:
+        """Remember a request, under its task and under all."""
+        self.all.add(result, corrected)
+        self.tasks.setdefault(result.signals.task, Record()).add(result, corrected)
+        self._add_paces(result.plan.refine.mode, [log_pace])
+
+    def usual_pace(self, mode: RefineMode) -> float:
+        """The median of `paces`."""
+        return quantile(self.paces[mode], 0.5)
+
+    def _add_paces(self, mode: RefineMode, more: Sequence[float]) -> None:
+        paces = self.paces.setdefault(mode, [])
+        paces += more[: WINDOW - len(paces)]
+
+    def extend(self, later: "Records") -> None:
+        """Remember also what came later; of too many tasks, those that had no request longest."""
+        self.all.extend(later.all)
+        for mode, paces in later.paces.items():
+            self._add_paces(mode, paces)
+        for task, record in later.tasks.items():
+            known = self.tasks.pop(task, Record())
+            known.extend(record)
+            self.tasks[task] = known
+        for task in [*self.tasks][:-MOST_TASKS]:
+            del self.tasks[task]
+
+    def to_json(self, basis: str) -> dict[str, Any]:
+        """As plain values, with the name of the costs that errors are relative to."""
+        tasks = [{"task": task, **record.to_json()} for task, record in self.tasks.items()]
+        paces = {mode: _rounded(values) for mode, values in self.paces.items()}
+        about = {"version": VERSION, "basis": basis}
+        return {**about, "paces": paces, "all": self.all.to_json(), "tasks": tasks}
+
+    @classmethod
+    def from_json(cls, values: Any, basis: str) -> "Records":
+        """What `to_json` wrote, without errors relative to other costs; raises ValueError,
+        TypeError, AttributeError or KeyError for anything else.
+        """
+        if values["version"] != VERSION:
+            raise ValueError(values["version"])
+        tasks = {_task(entry): Record.from_json(entry) for entry in values["tasks"]}
+        paces = {_mode(m): [*map(_finite, v)][:WINDOW] for m, v in values["paces"].items()}
+        found = cls(tasks, Record.from_json(values["all"]), paces)
+        if values["basis"] != basis:
+            found.paces.clear()
+            for record in (found.all, *found.tasks.values()):
+                record.errors.clear()
+        return found
+
+
+def _quantiles(values: Sequence[float]) -> Quantiles | None:
+    if len(values) < _ENOUGH_FOR_MEDIAN:
+        return None
+    return Quantiles(quantile(values, 0.5), quantile(values, 0.95))
+
+
+def _correction(errors: Sequence[tuple[float, float]], others: Quantiles) -> Quantiles:
+    p50, p95 = others.p50, others.p95
+    if len(errors) >= _ENOUGH_FOR_MEDIAN:
+        p50 = math.exp(quantile((median for median, _ in errors), 0.5))
+    if len(errors) >= _ENOUGH_FOR_P95:
+        p95 = math.exp(quantile((slow for _, slow in errors), 0.95))
+    return Quantiles(p50, p95)
+
+
+def _lengths(pairs: Sequence[tuple[int, int]]) -> Lengths | None:
+    if len(pairs) < _ENOUGH_FOR_MEDIAN:
+        return None
+    prompts, answers = zip(*sorted(pairs), strict=True)
+    return Lengths(prompts, answers)
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    return [round(value, 4) for value in values]
+
+
+def _finite(value: Any) -> float:
+    if not isinstance(value, int | float) or not abs(value) < 1e6:
+        raise ValueError(value)
+    return float(value)
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or not 0 <= value < 2**53:
+        raise ValueError(value)
+    return value
+
+
+def _mode(name: str) -> RefineMode:
+    for mode in get_args(RefineMode):
+        if name == mode:
+            return mode  # type: ignore[no-any-return]
+    raise ValueError(name)
+
+
+def _task(entry: Any) -> str | None:
+    task = entry["task"]
+    if not (task is None or isinstance(task, str)):
+        raise ValueError(task)
+    return task

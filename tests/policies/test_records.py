@@ -1,0 +1,146 @@
+"""What a task's latest requests are remembered as, and what follows from them."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hybrid.policies.latency import Quantiles, Work, cap_range
+from hybrid.policies.records import MOST_TASKS, WINDOW, Record, Records
+from hybrid.types import Result
+
+MakeResult = Callable[..., Result]
+NONE = Quantiles(1.0, 1.0)
+
+
+def learn(*results: Result, corrected: Quantiles = NONE) -> Record:
+    record = Record()
+    for result in results:
+        record.add(result, corrected)
+    return record
+
+
+def test_too_few_requests_say_nothing(make_result: MakeResult) -> None:
+    work = learn(make_result()).work(Work())
+    assert work.requests == 1
+    assert (work.lengths, work.used, work.written) == (None, {}, {})
+    assert work.corrections == {"none": NONE}
+
+
+def test_many_requests_say_what_is_usual(make_result: MakeResult) -> None:
+    results = [make_result(tokens=tokens, steps=2, cap=8) for tokens in range(1, 41)]
+    work = learn(*results).work(Work())
+    assert work.lengths is not None
+    assert work.used == {cap_range(8): Quantiles(0.25, 0.25)}
+    assert work.corrections["none"].p50 == pytest.approx(1.0)
+
+
+def test_corrections_are_relative_to_the_prediction_without_them(make_result: MakeResult) -> None:
+    late = [make_result(total_s=0.04, predicted=(0.02, 0.03))] * 30
+    found = learn(*late, corrected=Quantiles(1.5, 1.25)).work(Work()).corrections["none"]
+    assert found.p50 == pytest.approx(0.04 / (0.02 / 1.5))
+    assert found.p95 == pytest.approx(0.04 / (0.03 / 1.25))
+
+
+def test_a_p95_takes_more_requests_than_a_median(make_result: MakeResult) -> None:
+    others = Work(corrections={"none": Quantiles(5.0, 6.0)})
+    few = learn(*[make_result(total_s=0.04)] * 10).work(others).corrections["none"]
+    assert few.p50 == pytest.approx(2.0)
+    assert few.p95 == 6.0
+
+
+def test_what_the_refiner_wrote_is_its_passes_after_the_first(make_result: MakeResult) -> None:
+    results = [make_result(mode="verify", passes=5, tokens=8)] * 10
+    assert learn(*results).work(Work()).written == {("verify", 4): Quantiles(0.5, 0.5)}
+    alone = [make_result(mode="generate", cap=0, passes=5, tokens=5)] * 10
+    work = learn(*alone).work(Work())
+    assert (work.written, work.used) == ({}, {})
+
+
+def test_an_infills_length_is_no_tasks(make_result: MakeResult) -> None:
+    assert not learn(make_result(blank_tokens=3)).lengths
+
+
+def test_a_request_cut_short_counts_only_where_it_was_late_already(make_result: MakeResult) -> None:
+    early, late = make_result(0.01, reason="budget"), make_result(0.05, reason="budget")
+    record = learn(early, late)
+    assert [math.exp(error) for error, _ in record.errors["none"]] == pytest.approx([2.5])
+    assert (len(record.lengths), record.used) == (0, {})
+
+
+def test_old_requests_are_forgotten(make_result: MakeResult) -> None:
+    record = learn(*[make_result(tokens=1)] * 200, *[make_result(tokens=9)] * WINDOW)
+    assert record.requests == 200 + WINDOW
+    assert {tokens for _, tokens in record.lengths} == {9}
+
+
+def test_records_are_written_and_read(make_result: MakeResult) -> None:
+    records = Records()
+    for task in ("sums", None):
+        for mode in ("none", "verify", "cascade"):
+            records.add(make_result(task=task, mode=mode, passes=3), NONE, 0.25)
+    text = json.dumps(records.to_json("b"))
+    found = Records.from_json(json.loads(text), "b")
+    assert json.dumps(found.to_json("b")) == text
+    assert found.tasks.keys() == {"sums", None}
+
+
+def test_errors_relative_to_other_costs_are_left_out(make_result: MakeResult) -> None:
+    records = Records()
+    records.add(make_result(), NONE, 0.25)
+    found = Records.from_json(json.loads(json.dumps(records.to_json("old"))), "new")
+    assert found.all.lengths
+    assert found.tasks["sums"].lengths
+    assert not (found.paces or found.all.errors or found.tasks["sums"].errors)
+
+
+def test_of_too_many_tasks_those_that_had_no_request_longest_are_forgotten(
+    make_result: MakeResult,
+) -> None:
+    records = Records()
+    for number in range(MOST_TASKS + 10):
+        later = Records()
+        later.add(make_result(task=f"task {number}"), NONE, 0.0)
+        later.add(make_result(task="task 0"), NONE, 0.0)
+        records.extend(later)
+    assert len(records.tasks) == MOST_TASKS
+    assert "task 0" in records.tasks
+    assert "task 1" not in records.tasks
+    assert records.all.requests == 2 * (MOST_TASKS + 10)
+
+
+def test_a_full_record_is_small(make_result: MakeResult) -> None:
+    record = Record()
+    for cap in (1, 2, 4, 8, 16, 32, 48):
+        for mode in ("none", "score", "cascade", "verify", "generate"):
+            for _ in range(WINDOW):
+                record.add(make_result(cap=cap, mode=mode, passes=2), NONE)
+    assert len(json.dumps(record.to_json())) < 60_000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"requests": -1},
+        {"requests": "many"},
+        {"lengths": [[1]]},
+        {"lengths": [[1, -1]]},
+        {"used": {"four": [0.5]}},
+        {"used": {"4": [float("nan")]}},
+        {"used": {"4": ["half"]}},
+        {"written": {"verify": [0.5]}},
+        {"written": {"polish/4": [0.5]}},
+        {"errors": {"none": [[1.0]]}},
+        {"errors": {"none": [[1.0, float("inf")]]}},
+        {"errors": {"polish": []}},
+        {"errors": []},
+    ],
+)
+def test_what_cannot_be_a_record_is_refused(
+    make_result: MakeResult, changes: dict[str, Any]
+) -> None:
+    good = learn(make_result(mode="verify", passes=2)).to_json()
+    with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+        Record.from_json({**good, **changes})
