@@ -1,10 +1,12 @@
 """`Hybrid` and `AsyncHybrid`: answers in an application, in blocking and in async code.
 
-Models load at the first request, outside its budget. One pair answers one request at a time;
-requests from several threads wait for each other.
+Models load at the first request, outside its budget. Requests from several threads share the
+drafter's denoising steps; each has the answer that its seed would have had alone.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
@@ -12,10 +14,11 @@ from threading import Lock
 from types import TracebackType
 from typing import Self, Unpack
 
-from anyio import CancelScope, to_thread
+from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
 
 from hybrid.backends import Models, load_models
-from hybrid.errors import RequestError
+from hybrid.batching import SLOTS, share
+from hybrid.errors import BackendError, RequestError
 from hybrid.event_stream import EventStream
 from hybrid.pipeline import Custom, Emit, Pipeline
 from hybrid.policies.calibration import load_or_measure
@@ -28,6 +31,8 @@ from hybrid.policies.watch import WatchedPolicy
 from hybrid.requests import Options, Prompt, make_request
 from hybrid.types import Event, Finished, Plan, Request, Result, SignalValue
 
+MAX_IN_FLIGHT = 256
+
 
 class Hybrid:
     """A policy and the models it names.
@@ -39,6 +44,10 @@ class Hybrid:
     {signals: {customer: gold}}`). `rule` is a function of a request and its signals that may return
     what a rule in YAML would say, such as `{"refine": {"mode": "verify"}}`; it comes before the
     policy's rules.
+
+    Any number of threads may ask at once: their drafts are denoised together. Above
+    `max_in_flight` requests the next one is refused at once, with a BackendError that says that a
+    retry can help.
     """
 
     def __init__(
@@ -48,13 +57,15 @@ class Hybrid:
         *,
         signals: Mapping[str, Callable[[Request], SignalValue]] | None = None,
         rule: PythonRule | None = None,
+        max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
         self._policy = policy
         self._models = models
         self._custom = Custom(signals or {}, rule)
         self._pipeline: Pipeline | None = None
         self._latency_basis = ""
-        self._lock = Lock()
+        self._lock, self._turn = Lock(), Lock()
+        self._in_flight, self._max_in_flight = 0, max_in_flight
 
     @classmethod
     def from_policy(
@@ -87,6 +98,20 @@ class Hybrid:
         """The answer to a prompt, a conversation or a Request."""
         return self._answer(prompt, options, lambda event: None, Flag())
 
+    def generate_batch(self, prompts: Iterable[Prompt], **options: Unpack[Options]) -> list[Result]:
+        """The answers to many prompts, in their order, drafted together.
+
+        The first error is raised once all have been tried.
+        """
+        with ThreadPoolExecutor(min(2 * SLOTS, self._max_in_flight)) as threads:
+            answers = [threads.submit(self.generate, prompt, **options) for prompt in prompts]
+        return [answer.result() for answer in answers]
+
+    def fill(self, prompt: Prompt, template: str, **options: Unpack[Options]) -> Result:
+        """The answer as `template`, with its blanks (`<blank:N>`, N tokens) filled in."""
+        options["infill"] = template
+        return self.generate(prompt, **options)
+
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> EventStream:
         """The events of an answer as they happen, `Finished` last; closing it cancels the work."""
         return EventStream(lambda emit, cancelled: self._answer(prompt, options, emit, cancelled))
@@ -95,7 +120,7 @@ class Hybrid:
         """The decision that `generate` would take, with what was rejected and why."""
         request = make_request(prompt, options)
         with self._lock:
-            return self._ready().plan(request)[1]
+            return self._ready().plan(request, self._in_flight)[1]
 
     @property
     def latency_basis(self) -> str:
@@ -129,7 +154,17 @@ class Hybrid:
     def _answer(self, prompt: Prompt, options: Options, emit: Emit, cancelled: Flag) -> Result:
         request = make_request(prompt, options)
         with self._lock:
-            return self._ready().answer(request, emit, cancelled)
+            pipeline, load = self._ready(), self._in_flight
+            if load >= self._max_in_flight:
+                message = f"{load} requests are being answered, as many as are allowed at once"
+                raise BackendError("queue", message, retryable=True)
+            self._in_flight += 1
+        try:
+            with self._turn if pipeline.is_exclusive else nullcontext():
+                return pipeline.answer(request, emit, cancelled, load)
+        finally:
+            with self._lock:
+                self._in_flight -= 1
 
     def _ready(self) -> Pipeline:
         policy, before = self.policy, self._pipeline
@@ -138,7 +173,8 @@ class Hybrid:
             self._let_go()
             measured = load_or_measure(policy, models.drafter, models.refiner)
             history = History(measured.costs, history_file(policy))
-            self._pipeline = Pipeline(policy, models, measured.costs, self._custom, history)
+            shared = replace(models, drafter=share(models.drafter))
+            self._pipeline = Pipeline(policy, shared, measured.costs, self._custom, history)
             self._latency_basis = measured.description
         elif before.policy is not policy:
             self._pipeline = replace(before, policy=policy)
@@ -176,15 +212,43 @@ class AsyncHybrid:
                 return event.result
         raise AssertionError("a stream ends with Finished or an error")
 
+    async def generate_batch(
+        self, prompts: Iterable[Prompt], **options: Unpack[Options]
+    ) -> list[Result]:
+        """See `Hybrid.generate_batch`; the first error cancels the others."""
+        asked = [*prompts]
+        results: dict[int, Result] = {}
+        limit = CapacityLimiter(2 * SLOTS)
+
+        async def answer(place: int, prompt: Prompt) -> None:
+            async with limit:
+                results[place] = await self.generate(prompt, **options)
+
+        try:
+            async with create_task_group() as tasks:
+                for place, prompt in enumerate(asked):
+                    tasks.start_soon(answer, place, prompt)
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        return [results[place] for place in range(len(asked))]
+
+    async def fill(self, prompt: Prompt, template: str, **options: Unpack[Options]) -> Result:
+        """See `Hybrid.fill`."""
+        options["infill"] = template
+        return await self.generate(prompt, **options)
+
     async def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncIterator[Event]:
         """See `Hybrid.stream`."""
         events = self._hybrid.stream(prompt, **options)
+        waiting = CapacityLimiter(1)  # of its own: the usual one lets 40 wait in all
         try:
-            while (event := await to_thread.run_sync(next, events, None)) is not None:
+            while (
+                event := await to_thread.run_sync(next, events, None, limiter=waiting)
+            ) is not None:
                 yield event
         finally:  # also while a thread waits for the next event: closing wakes it
             with CancelScope(shield=True):
-                await to_thread.run_sync(events.close)
+                await to_thread.run_sync(events.close, limiter=CapacityLimiter(1))
 
     async def __aenter__(self) -> Self:
         return self

@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Event, Thread
+from typing import cast
 
-from hybrid.protocols import BatchDrafter, DraftBatch, DraftJob, Prepared
+from hybrid.protocols import BatchDrafter, DraftBatch, Drafter, DraftJob, Prepared
 from hybrid.types import Draft, Request
 
 SLOTS = 16
 _CAPACITY = 4096  # tokens a row, unless a request needs more
+_POLL_S = 0.05
 _IDLE_S = 1.0  # the thread ends when nothing was asked for so long
 
 
@@ -26,17 +28,27 @@ class _Ticket:
     outcome: Draft | BaseException | None = None
     done: Event = field(default_factory=Event)
     abandoned: bool = False
+    admitted: bool = False
 
     def end(self, outcome: Draft | BaseException) -> None:
         self.outcome = outcome
         self.done.set()
 
     def wait(self) -> Draft:
-        self.done.wait()
+        deadline = self.prepared.job.deadline
+        while not self.done.wait(_POLL_S):
+            if not self.admitted:  # once it is, the batch itself asks at every step
+                deadline.raise_if_cancelled()
         if not isinstance(self.outcome, Draft):
             assert self.outcome is not None
             raise self.outcome
         return self.outcome
+
+
+def share(drafter: Drafter | None) -> Drafter | None:
+    """The drafter made ready for many threads, where it can draft rows that come and go."""
+    can_share = hasattr(drafter, "open_batch")
+    return SharedDrafter(cast(BatchDrafter, drafter)) if can_share else drafter
 
 
 class SharedDrafter:
@@ -125,6 +137,7 @@ class SharedDrafter:
                 if self._waiting[0].prepared.room > batch.capacity:
                     break  # it gets a larger batch once this one is empty
                 ticket = self._waiting.popleft()
+                ticket.admitted = True
                 if not ticket.abandoned:
                     newcomers.append(ticket)
         return newcomers

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from threading import Event as Flag
 
 from hybrid.backends import Models
+from hybrid.batching import SharedDrafter
 from hybrid.deadline import Deadline
 from hybrid.errors import Cancelled, CapabilityError, DeadlineExceeded, RequestError
 from hybrid.policies.history import History
@@ -54,7 +55,7 @@ class Custom:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Answers requests, one at a time, with a loaded pair under a policy.
+    """Answers requests with a loaded pair under a policy.
 
     `history`, if there is one, learns from every answer and predicts from then on.
     """
@@ -65,15 +66,23 @@ class Pipeline:
     custom: Custom = Custom()
     history: History | None = None
 
-    def answer(self, request: Request, emit: Emit, cancelled: Flag | None = None) -> Result:
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether it can answer only one request at a time."""
+        return not isinstance(self.models.drafter, SharedDrafter | None)
+
+    def answer(
+        self, request: Request, emit: Emit, cancelled: Flag | None = None, load: int = 0
+    ) -> Result:
         """The whole life of one request; `emit` gets every event as it happens.
 
+        `load` is how many others are being answered; `emit` may be called from another thread.
         Raises RequestError before anything runs, Cancelled once `cancelled` is set,
         DeadlineExceeded only if the policy says `on_deadline: fail`, and BackendError if no answer
         could be had at all.
         """
         work = _Work(self._phrased(request))
-        work.signals, work.plan = self.plan(request)
+        work.signals, work.plan = self.plan(request, load)
         work.finish("plan")
         emit(Planned(work.signals, work.plan))
         deadline = Deadline.after(work.plan.budget_s, work.started, cancelled)
@@ -97,7 +106,7 @@ class Pipeline:
         emit(Finished(result))
         return result
 
-    def plan(self, request: Request) -> tuple[Signals, Plan]:
+    def plan(self, request: Request, load: int = 0) -> tuple[Signals, Plan]:
         """What the policy decides for a request; runs no model."""
         drafter, refiner, custom = self.models.drafter, self.models.refiner, self.custom
         request = self._phrased(request)
@@ -111,6 +120,7 @@ class Pipeline:
             recognise=self.models.recognise,
             policy=self.policy,
             custom={name: _signal(name, read(request)) for name, read in custom.signals.items()},
+            load=load,
         )
         said = ask(custom.rule, request, signals) if custom.rule else None
         quality = {**self.models.quality, **self.policy.quality}

@@ -98,6 +98,11 @@ class Prepared(Protocol):
     """A checked job, ready to be admitted."""
 
     @property
+    def job(self) -> DraftJob:
+        """What was asked for."""
+        ...
+
+    @property
     def room(self) -> int:
         """Tokens that its prompt and answer may take together."""
         ...

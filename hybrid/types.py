@@ -67,7 +67,8 @@ class Signals:
     """Cheap facts about a request, read before anything is decided.
 
     A task is `recognised` by the model's own knowledge of its prompts, or `classified` from the
-    words; `task_confidence` (0 to 1) is how sure that is. `custom` are the application's own.
+    words; `task_confidence` (0 to 1) is how sure that is. `load` is how many other requests are
+    being answered. `custom` are the application's own.
     """
 
     prompt_tokens: int
@@ -76,6 +77,7 @@ class Signals:
     expected_tokens: int
     blank_tokens: int
     task_confidence: float = 1.0
+    load: int = 0
     custom: Mapping[str, SignalValue] = field(default_factory=dict)
 
 

@@ -97,9 +97,14 @@ def _rules(policy: Policy) -> Iterator[Contradiction]:
             if name not in policy.tasks:
                 hint = did_you_mean(name, policy.tasks)
                 yield ("rules", index, "when", "task"), f"no task is named {name!r}{hint}"
-        if _is_empty(rule.when.budget, 0) or _is_empty(rule.when.prompt_tokens, 1):
-            field = "budget" if _is_empty(rule.when.budget, 0) else "prompt_tokens"
-            yield ("rules", index, "when", field), "nothing is both below and above these"
+        when = rule.when
+        for field, bounds, gap in (
+            ("budget", when.budget, 0),
+            ("prompt_tokens", when.prompt_tokens, 1),
+            ("load", when.load, 1),
+        ):
+            if _is_empty(bounds, gap):
+                yield ("rules", index, "when", field), "nothing is both below and above these"
 
 
 def _idle_rules(rules: Sequence[RuleSection]) -> Iterator[Contradiction]:
@@ -125,8 +130,11 @@ def _covers(earlier: WhenSection, later: WhenSection) -> bool:
         return False
     if not earlier.signals.items() <= later.signals.items():
         return False
-    budgets = _contains(earlier.budget, later.budget)
-    return budgets and _contains(earlier.prompt_tokens, later.prompt_tokens)
+    return (
+        _contains(earlier.budget, later.budget)
+        and _contains(earlier.prompt_tokens, later.prompt_tokens)
+        and _contains(earlier.load, later.load)
+    )
 
 
 def _contains(

@@ -247,6 +247,9 @@ class WhenSection(Section):
     )
     prompt_tokens: CountBounds | None = Field(default=None, description="Length of the prompt.")
     blanks: bool | None = Field(default=None, description="Whether it is an infill request.")
+    load: CountBounds | None = Field(
+        default=None, description="Other requests that are being answered."
+    )
     signals: dict[str, SignalValue] = Field(
         default={}, description="Signals of the application's own, by name: equal to these."
     )

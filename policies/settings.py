@@ -130,7 +130,11 @@ def _matches(rule: RuleSection, signals: Signals, budget: float | None) -> bool:
         return False
     if any(signals.custom.get(name) != value for name, value in when.signals.items()):
         return False
-    bounded = ((when.budget, budget), (when.prompt_tokens, signals.prompt_tokens))
+    bounded = (
+        (when.budget, budget),
+        (when.prompt_tokens, signals.prompt_tokens),
+        (when.load, signals.load),
+    )
     return all(bounds is None or _within(bounds, value) for bounds, value in bounded)
 
 

@@ -17,6 +17,7 @@ def gather(
     recognise: Callable[[str], str | None] | None,
     policy: Policy,
     custom: Mapping[str, SignalValue] | None = None,
+    load: int = 0,
 ) -> Signals:
     """The request's signals; raises RequestError for a task that the policy does not know.
 
@@ -28,7 +29,7 @@ def gather(
     expected = (section and section.expected_tokens) or policy.defaults.expected_tokens
     length = blank_tokens or expected
     return Signals(
-        prompt_tokens, task, source, length, blank_tokens, confidence, custom=custom or {}
+        prompt_tokens, task, source, length, blank_tokens, confidence, load, custom or {}
     )
 
 

@@ -176,3 +176,59 @@ def test_what_is_learned_is_kept_when_closing() -> None:
     with hybrid:
         hybrid.generate("say it")
     assert History(costs, history_file(policy)).requests == 4
+
+
+def test_many_threads_may_ask_at_once_and_a_batch_keeps_its_order() -> None:
+    prompts = ["sort up: 4 8 1 9 3", "add 12 + 34", "in words: 345"] * 5
+    with Hybrid.from_policy("balanced") as hybrid:
+        alone = [hybrid.generate(prompt, seed=3, refine="none", budget="5s") for prompt in prompts]
+        together = hybrid.generate_batch(prompts, seed=3, refine="none", budget="5s")
+    assert [r.text for r in together] == [r.text for r in alone]
+
+
+def test_an_async_batch_keeps_its_order_and_raises_the_first_error() -> None:
+    async def ask(prompts: list[str]) -> list[str]:
+        async with AsyncHybrid.from_policy("draft_only") as hybrid:
+            results = await hybrid.generate_batch(prompts, seed=3)
+            return [result.text for result in results]
+
+    texts = asyncio.run(ask(["add 12 + 34", "add 30 + 12"] * 4))
+    assert len(set(texts[::2])) == len(set(texts[1::2])) == 1
+    with pytest.raises(RequestError, match="prompt"):
+        asyncio.run(ask(["add 12 + 34", " "]))
+
+
+def test_fill_keeps_the_template() -> None:
+    with Hybrid.from_policy("draft_only") as hybrid:
+        result = hybrid.fill("solve x + y == 11", "x =<blank:1>; y = 7", seed=1)
+    assert result.text.startswith("x =")
+    assert result.text.endswith("; y = 7")
+
+
+def test_too_many_requests_at_once_are_refused_at_once_and_may_be_tried_again() -> None:
+    drafter = ScriptedDrafter(ANSWERS, steps_needed=1000, step_s=0.01)
+    policy = parse_policy("version: 1\ndefaults: {draft: {max_denoising_steps: 4}}\n", "test")
+    models = Models(drafter, ScriptedRefiner(ANSWERS))
+    hybrid = Hybrid(policy, models, max_in_flight=1).load()
+    stream = hybrid.stream("say it", max_denoising_steps=1000)
+    assert isinstance(next(stream), Planned)
+    with pytest.raises(BackendError, match="1 requests are being answered") as caught:
+        hybrid.generate("say it")
+    assert caught.value.retryable
+    stream.close()
+    assert hybrid.generate("say it", max_denoising_steps=1).text
+
+
+def test_load_is_a_signal_that_rules_may_ask_for() -> None:
+    policy = parse_policy(
+        "version: 1\nrules:\n"
+        "- {name: crowded, when: {load: {above: 0}}, draft: {max_denoising_steps: 1}}\n",
+        "test",
+    )
+    drafter = ScriptedDrafter(ANSWERS, steps_needed=1000, step_s=0.01)
+    hybrid = Hybrid(policy, Models(drafter, ScriptedRefiner(ANSWERS))).load()
+    assert hybrid.explain("say it").rule == "defaults"
+    stream = hybrid.stream("say it")
+    assert isinstance(next(stream), Planned)
+    assert hybrid.explain("say it").rule == "rule 'crowded'"
+    stream.close()
