@@ -71,20 +71,21 @@ class Forecast:
     def _writing(self, mode: RefineMode, by_itself: bool, kept: Sequence[float]) -> Columns:
         """What the refiner writes after a draft at each cap: seconds at p50 and p95."""
         writing = self.latency.write(self.tokens.p50, self.tokens.p95)
-        if by_itself:  # only drafts that fail are read
-            writing += self.latency.read(self.prompt_tokens)
+        if by_itself and mode == "cascade":  # only drafts that fail are read by the refiner
+            writing += self.latency.read(self.prompt_tokens + self.tokens.p50)
         usual, most = writing.p50_s, writing.p95_s
         known = self.latency.work.get(self.task)
         if known is None or not known.written:
             return [usual - share * usual for share in kept], [most] * len(kept)
         ranges = _ranges(self.caps)
         shares = {place: known.written.get((mode, place)) for place in set(ranges)}
-        medians = [
-            (share.p50 if (share := shares[place]) else 1 - agreed) * usual
-            for place, agreed in zip(ranges, kept, strict=True)
-        ]
+        learned = {place: share.p50 * usual for place, share in shares.items() if share}
         slowest = {place: share.p95 * most if share else most for place, share in shares.items()}
-        return medians, [slowest[place] for place in ranges]
+        medians = [
+            usual - agreed * usual if written is None else written
+            for written, agreed in zip(map(learned.get, ranges), kept, strict=True)
+        ]
+        return medians, [*map(slowest.__getitem__, ranges)]
 
 
 def forecast(
@@ -101,15 +102,19 @@ def forecast(
     """
     start = latency.overhead() + latency.prefill(prompt_tokens) + latency.commit(canvases - 1)
     step = latency.step(prompt_tokens)
-    shares = {place: latency.share_used(task, place) for place in set(_ranges(caps))}
     start_s, step_s, late_s, slow_s = start.p50_s, step.p50_s, start.p95_s, step.p95_s
+    ranges = _ranges(caps)
+    shares = {place: latency.share_used(task, place) for place in set(ranges)}
     if any(shares.values()):
-        steps = [
-            (s.p50 * cap, s.p95 * cap) if (s := shares[place]) else (canvases * u, canvases * cap)
-            for cap, place, u in zip(caps, _ranges(caps), used, strict=True)
+        usual = {place: share.p50 * step_s for place, share in shares.items() if share}
+        most = {place: (s.p95 if s else canvases) * slow_s for place, s in shares.items()}
+        learned = map(usual.get, ranges)
+        drafts = [
+            start_s + (canvases * steps * step_s if a_step is None else cap * a_step)
+            for a_step, cap, steps in zip(learned, caps, used, strict=True)
         ]
-        drafts = [start_s + usual * step_s for usual, _ in steps]
-        late = [late_s + most * slow_s for _, most in steps]
+        slowest = zip(map(most.__getitem__, ranges), caps, strict=True)
+        late = [late_s + cap * a_step for a_step, cap in slowest]
     else:
         drafts = [start_s + canvases * steps * step_s for steps in used]
         late = [late_s + canvases * cap * slow_s for cap in caps]

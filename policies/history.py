@@ -19,7 +19,7 @@ from hybrid.policies.measurements import write_atomically
 from hybrid.policies.records import Records
 from hybrid.types import Result
 
-MOST_BYTES = 4 << 20
+MOST_BYTES = 16 << 20
 _FOLLOWED, _FOLLOWED_LONG = 0.45, 0.02  # share of an error that the pace now and at length takes
 _MOST_LOG_PACE = 3.0
 _PACE_LASTS_S = 10.0

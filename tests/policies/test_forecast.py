@@ -70,6 +70,14 @@ def test_a_draft_that_judges_itself_is_read_by_the_drafter_alone() -> None:
     alone, _ = cast(COSTS).draft_and("none", True, KEPT)
     scored, _ = cast(COSTS).draft_and("score", True, KEPT)
     assert scored[0] - alone[0] == pytest.approx(COSTS.commit_s)
+    kept, _ = cast(COSTS).draft_and("cascade", True, (1.0,) * 4)
+    assert kept == pytest.approx(scored)
+
+
+def test_verify_reads_every_draft_whoever_judges() -> None:
+    assert cast(COSTS).draft_and("verify", True, KEPT) == cast(COSTS).draft_and(
+        "verify", False, KEPT
+    )
 
 
 def test_the_refiner_alone_gets_its_first_token_from_reading() -> None:

@@ -126,9 +126,12 @@ def test_longer_answers_are_never_predicted_faster(
 ) -> None:
     for mode in ("none", "cascade", "verify", "generate"):
         short, long = sorted((first, second))
-        steps: dict[str, Any] = {} if mode == "generate" else {"max_denoising_steps": 4}
-        less = decide(latency, expected_tokens=short, refine=mode, **steps).predicted
-        more = decide(latency, expected_tokens=long, refine=mode, **steps).predicted
+        # One cap: the best one may change with the length, and a cap's p95 with it.
+        options: dict[str, Any] = {"refine": mode}
+        if mode != "generate":
+            options["max_denoising_steps"] = 8
+        less = decide(latency, expected_tokens=short, **options).predicted
+        more = decide(latency, expected_tokens=long, **options).predicted
         assert less.latency_p50_s <= more.latency_p50_s + 1e-9
         assert less.latency_p95_s <= more.latency_p95_s + 1e-9
         assert less.latency_p50_s <= less.latency_p95_s * 1.000001
