@@ -62,6 +62,7 @@ class DraftBatch:
         self._cache = model.new_cache(slots, capacity)
         self._free = list(range(slots - 1, -1, -1))
         self._rows: dict[int, _Work] = {}
+        self._step_s = 0.0  # of all rows, the last time
         self.capacity = capacity
 
     @property
@@ -81,7 +82,7 @@ class DraftBatch:
         """
         numbers = [self._free.pop() for _ in assignments]
         size = self._model.config.canvas_length, self._model.config.hidden_size
-        with torch.inference_mode(), Threads.of(self._model.config, len(numbers)):
+        with torch.inference_mode(), Threads.of(self._model.config):
             for number in numbers:
                 self._model.clear_row(self._cache, number)
             started = time.perf_counter()
@@ -107,12 +108,17 @@ class DraftBatch:
             self._free.append(number)
 
     def step(self) -> dict[int, Draft | Exception]:
-        """One denoising step for all rows; what became of those that have ended with it."""
-        active = self._rows
-        with torch.inference_mode(), Threads.of(self._model.config, len(active)):
+        """One denoising step; what became of the rows that have ended with it.
+
+        All rows take it, or only those with the least time if for them it would take too long.
+        """
+        active = self._urgent() or self._rows
+        with torch.inference_mode(), Threads.of(self._model.config):
             started = time.perf_counter()
             step(self._model, self._cache, self._noise, [work.row for work in active.values()])
             seconds = time.perf_counter() - started
+            if active is self._rows:
+                self._step_s = seconds
             ended: dict[int, Draft | Exception] = {}
             for number, work in active.items():
                 work.denoise_s += seconds
@@ -129,6 +135,14 @@ class DraftBatch:
         for number in ended:
             self.release(number)
         return ended
+
+    def _urgent(self) -> dict[int, "_Work"]:
+        """The rows that cannot wait for a step of all: they step by themselves, which is faster."""
+        return {
+            number: work
+            for number, work in self._rows.items()
+            if work.row.job.deadline.remaining_s < 2 * self._step_s
+        }
 
     def _read(self, token_ids: Sequence[Sequence[int]], rows: Sequence[int]) -> list[Tensor]:
         """Read rows of tokens causally into the cache; their hidden states, [T, H] each."""

@@ -4,6 +4,7 @@ Settings, prompts and templates are checked here, before anything runs; the work
 """
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -14,6 +15,7 @@ from hybrid.drafters.template import Template, parse_template
 from hybrid.errors import CheckpointError, RequestError
 from hybrid.gemma.fields import Fields
 from hybrid.gemma.model import load_model
+from hybrid.gemma.threads import SMALL_HIDDEN_SIZE
 from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.protocols import DraftJob
 from hybrid.types import Draft, DraftParams, Request
@@ -51,6 +53,12 @@ class DiffusionGemmaDrafter:
     def max_context(self) -> int:
         """See `Drafter.max_context`."""
         return self.model.config.max_position_embeddings
+
+    @property
+    def batches(self) -> int:
+        """See `BatchDrafter.batches`: a small model on a CPU takes one thread a batch."""
+        is_small = self.model.config.hidden_size <= SMALL_HIDDEN_SIZE
+        return (os.cpu_count() or 1) if is_small and self.model.device.type == "cpu" else 1
 
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Drafter.count_prompt_tokens`."""

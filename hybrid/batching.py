@@ -1,6 +1,6 @@
 """Many threads, one drafter: their requests share denoising steps.
 
-One thread works the batch while there is anything to do; callers wait for their own row. Rows are
+A thread works each batch while there is anything to do; callers wait for their own row. Rows are
 admitted in the order of asking, as soon as one is free, and a row's deadline runs while it waits:
 whoever comes to a row too late still gets the one step that makes a draft.
 """
@@ -52,13 +52,17 @@ def share(drafter: Drafter | None) -> Drafter | None:
 
 
 class SharedDrafter:
-    """A drafter (see `hybrid.protocols.Drafter`) that any number of threads may call at once."""
+    """A drafter (see `hybrid.protocols.Drafter`) that any number of threads may call at once.
+
+    `slots` are the rows that are denoised at the same time, in all batches together.
+    """
 
     def __init__(self, drafter: BatchDrafter, slots: int = SLOTS) -> None:
-        self._drafter, self._slots = drafter, slots
+        self._drafter, self._batches = drafter, drafter.batches
+        self._slots = -(-slots // self._batches)
         self._waiting: deque[_Ticket] = deque()
         self._changed = Condition()
-        self._thread: Thread | None = None
+        self._threads = 0
 
     @property
     def canvas_length(self) -> int:
@@ -83,10 +87,10 @@ class SharedDrafter:
         tickets = [_Ticket(self._drafter.prepare(job)) for job in jobs]
         with self._changed:
             self._waiting.extend(tickets)
-            self._changed.notify()
-            if self._thread is None:
-                self._thread = Thread(target=self._work, name="hybrid-drafter", daemon=True)
-                self._thread.start()
+            self._changed.notify_all()
+            if self._threads < self._batches:
+                self._threads += 1
+                Thread(target=self._work, name="hybrid-drafter", daemon=True).start()
         try:
             return [ticket.wait() for ticket in tickets]
         except BaseException:  # also Ctrl-C: nobody waits for the other rows any more
@@ -117,7 +121,7 @@ class SharedDrafter:
         with self._changed:
             if self._changed.wait_for(lambda: self._waiting, _IDLE_S):
                 return True
-            self._thread = None
+            self._threads -= 1
             return False
 
     def _large_enough(self, batch: DraftBatch | None, is_busy: bool) -> DraftBatch:
@@ -133,7 +137,8 @@ class SharedDrafter:
         """Who joins now: the first in line, as many as there are free rows."""
         newcomers: list[_Ticket] = []
         with self._changed:
-            while self._waiting and len(newcomers) < batch.free:
+            most = min(batch.free, -(-len(self._waiting) // self._threads))
+            while self._waiting and len(newcomers) < most:
                 if self._waiting[0].prepared.room > batch.capacity:
                     break  # it gets a larger batch once this one is empty
                 ticket = self._waiting.popleft()

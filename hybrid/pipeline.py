@@ -4,11 +4,13 @@ Every step leaves an answer behind that the next may only improve: once a draft 
 failing refiner nor a deadline can lose it.
 """
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from threading import Event as Flag
+from threading import Semaphore
 
 from hybrid.backends import Models
 from hybrid.batching import SharedDrafter
@@ -43,6 +45,8 @@ from hybrid.types import (
 )
 
 Emit = Callable[[Event], None]
+_POLL_S = 0.05
+_REFINING = max(1, (os.cpu_count() or 1) - 1)  # at once; drafting takes the other processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,9 @@ class Pipeline:
     latency: LatencyModel
     custom: Custom = Custom()
     history: History | None = None
+    refining: Semaphore = field(
+        default_factory=lambda: Semaphore(max(1, (os.cpu_count() or 1) - 1))
+    )
 
     @property
     def is_exclusive(self) -> bool:
@@ -145,7 +152,7 @@ class Pipeline:
         """Judge and improve the draft; whatever goes wrong here, the draft stands."""
         if work.plan.refine.mode == "none":
             return
-        if work.draft and deadline.expired:
+        if not self._take_turn(work, deadline):
             work.notes += ("no time was left to refine: the draft stands",)
             return
         try:
@@ -163,6 +170,19 @@ class Pipeline:
             if work.draft is None:
                 raise
             work.notes += (f"the refiner failed ({error}): the draft stands",)
+        finally:
+            self.refining.release()
+
+    def _take_turn(self, work: "_Work", deadline: Deadline) -> bool:
+        """Wait to refine: more at once than processors are left by drafting makes all of them late.
+
+        False if the time runs out before and there is a draft to return.
+        """
+        while not (work.draft and deadline.expired):
+            if self.refining.acquire(timeout=min(_POLL_S, max(0.001, deadline.remaining_s))):
+                return True
+            deadline.raise_if_cancelled()
+        return False
 
     def _phrased(self, request: Request) -> Request:
         """The request in the models' own words, where its task was given by name."""

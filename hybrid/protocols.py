@@ -90,7 +90,7 @@ class DraftBatch(Protocol):
         ...
 
     def step(self) -> dict[int, Draft | Exception]:
-        """One step for all rows; what became of those that have ended with it."""
+        """One step, at least of the rows with the least time; what became of those that ended."""
         ...
 
 
@@ -110,6 +110,11 @@ class Prepared(Protocol):
 
 class BatchDrafter(Drafter, Protocol):
     """A drafter whose batches requests can join and leave at any step."""
+
+    @property
+    def batches(self) -> int:
+        """How many batches are best worked on side by side."""
+        ...
 
     def prepare(self, job: DraftJob) -> Prepared:
         """Check a job and read its prompt into tokens; raises RequestError, runs no model."""

@@ -133,6 +133,7 @@ class Counting:
     diary: list[str] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
     failures: list[Exception] = field(default_factory=list)
+    batches: int = 1
     canvas_length: int = 32
     max_context: int = 512
 

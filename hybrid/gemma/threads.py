@@ -2,8 +2,7 @@
 
 An operation of a few microseconds gains nothing from a second thread and waits for it at its end.
 With another program on one of two cores, the embedded pair was a hundred times slower with two
-threads than with one. Eight canvases together are enough work for all threads: with two on an idle
-machine, 77 instead of 67 requests a second, and at 32 canvases 125 instead of 74.
+threads than with one.
 """
 
 from threading import Lock
@@ -13,7 +12,7 @@ import torch
 
 from hybrid.gemma.config import GemmaConfig
 
-SMALL_HIDDEN_SIZE, MANY_ROWS = 512, 8
+SMALL_HIDDEN_SIZE = 512
 
 
 class Threads:
@@ -25,9 +24,9 @@ class Threads:
         self._is_limited = is_limited
 
     @classmethod
-    def of(cls, config: GemmaConfig, rows: int = 1) -> Self:
-        """The threads that a model of this geometry is fastest with, at so many canvases."""
-        return cls(config.hidden_size <= SMALL_HIDDEN_SIZE and rows < MANY_ROWS)
+    def of(cls, config: GemmaConfig) -> Self:
+        """The threads that a model of this geometry is fastest with."""
+        return cls(config.hidden_size <= SMALL_HIDDEN_SIZE)
 
     def __enter__(self) -> None:
         if self._is_limited:
