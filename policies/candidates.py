@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from hybrid.policies.forecast import forecast
+import numpy as np
+
+from hybrid.policies.forecast import Column, forecast
 from hybrid.policies.latency import LatencyModel, Quantiles
 from hybrid.policies.schema import QualitySection
 from hybrid.policies.settings import Settings
@@ -40,21 +42,22 @@ class Candidate:
         return plan_label(self.cap, self.mode)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
     """Columns, an entry a candidate: cap, mode, latency (seconds) and quality (0 to 1)."""
 
     caps: list[int | None]
     modes: list[RefineMode]
-    p50_s: list[float]
-    p95_s: list[float]
-    quality: list[float]
+    p50_s: Column
+    p95_s: Column
+    quality: Column
 
     def __len__(self) -> int:
         return len(self.caps)
 
     def __getitem__(self, index: int) -> Candidate:
-        predicted = Prediction(self.p50_s[index], self.p95_s[index], self.quality[index])
+        columns = (self.p50_s, self.p95_s, self.quality)
+        predicted = Prediction(*(column[index].item() for column in columns))
         return Candidate(self.caps[index], self.modes[index], predicted)
 
 
@@ -65,8 +68,8 @@ class _Curves:
     """
 
     used: tuple[float, ...]
-    agreement: tuple[float, ...]
-    quality: Mapping[RefineMode, tuple[float, ...]]
+    agreement: Column
+    quality: Mapping[RefineMode, Column]
 
 
 def list_candidates(
@@ -86,21 +89,23 @@ def list_candidates(
     request = forecast(latency, task, prompt, tokens, canvases, caps, curves.used)
     by_itself = settings.refine.scorer == "self"
 
-    found = Candidates([], [], [], [], [])
+    found: list[int | None] = []
+    modes: list[RefineMode] = []
+    p50_s, p95_s, quality = [], [], []
     for mode in settings.modes:
         if mode == "generate":
             alone = request.generate()
-            found.caps.append(None)
-            found.p50_s.append(alone.p50_s)
-            found.p95_s.append(alone.p95_s)
+            median, late = np.array([alone.p50_s]), np.array([alone.p95_s])
+            found.append(None)
         else:
-            p50_s, p95_s = request.draft_and(mode, by_itself, curves.agreement)
-            found.caps.extend(caps)
-            found.p50_s.extend(p50_s)
-            found.p95_s.extend(p95_s)
-        found.quality.extend(curves.quality[mode])
-        found.modes.extend([mode] * (len(found.caps) - len(found.modes)))
-    return found
+            median, late = request.draft_and(mode, by_itself, curves.agreement)
+            found.extend(caps)
+        modes.extend([mode] * len(median))
+        p50_s.append(median)
+        p95_s.append(late)
+        quality.append(curves.quality[mode])
+    columns = (np.concatenate(parts) for parts in (p50_s, p95_s, quality))
+    return Candidates(found, modes, *columns)
 
 
 def _curves(caps: tuple[int, ...], measured: QualitySection | None) -> _Curves:
@@ -122,10 +127,12 @@ def _expect(
     """From measurements at some caps to every cap, and by the prior where nothing is measured."""
     prior = _expect_by_prior(caps)
     steps = tuple(min(cap, interpolate(used, cap)) for cap in caps) if used else prior.used
-    kept = tuple(interpolate(agreement, cap) for cap in caps) if agreement else prior.agreement
+    kept = prior.agreement
+    if agreement:
+        kept = np.array([interpolate(agreement, cap) for cap in caps])
     quality = _qualities([interpolate(draft, cap) for cap in caps], refiner)
     if cascade:
-        quality["cascade"] = tuple(round(interpolate(cascade, cap), 2) for cap in caps)
+        quality["cascade"] = np.array([round(interpolate(cascade, cap), 2) for cap in caps])
     return _Curves(steps, kept, quality)
 
 
@@ -134,21 +141,21 @@ def _expect_by_prior(caps: tuple[int, ...]) -> _Curves:
     gained = [1 - math.exp(-cap / _STEPS_PRIOR) for cap in caps]
     return _Curves(
         used=tuple(min(cap, _USED_PRIOR) for cap in caps),
-        agreement=tuple(_AGREEMENT_PRIOR * gain for gain in gained),
+        agreement=np.array([_AGREEMENT_PRIOR * gain for gain in gained]),
         quality=_qualities([_DRAFT_PRIOR * gain for gain in gained], _REFINER_PRIOR),
     )
 
 
-def _qualities(drafts: Sequence[float], refiner: float) -> dict[RefineMode, tuple[float, ...]]:
+def _qualities(drafts: Sequence[float], refiner: float) -> dict[RefineMode, Column]:
     """Of drafts under every refine mode, and of the refiner alone."""
-    draft = tuple(round(quality, 2) for quality in drafts)
+    draft = np.array([round(quality, 2) for quality in drafts])
     mended = refiner * _CASCADE_RECOVERY
     return {
         "none": draft,
         "score": draft,
-        "cascade": tuple(round(quality + (1 - quality) * mended, 2) for quality in drafts),
-        "verify": (round(refiner, 2),) * len(draft),
-        "generate": (round(refiner, 2),),
+        "cascade": np.array([round(quality + (1 - quality) * mended, 2) for quality in drafts]),
+        "verify": np.full_like(draft, round(refiner, 2)),
+        "generate": np.array([round(refiner, 2)]),
     }
 
 

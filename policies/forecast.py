@@ -1,18 +1,23 @@
 """What each plan for one request will take, as columns: an entry a cap on denoising steps.
 
-All that depends on the request is worked out once; a candidate then costs a few multiplications.
+All that depends on the request is worked out once; what remains is arithmetic on whole columns.
 Medians are added, and so are 95th percentiles, because what slows one part slows all; that steps
 and tokens are seldom at their most together is left to the correction that is learned.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hybrid.policies.latency import Latency, LatencyModel, Quantiles, cap_range
 from hybrid.types import RefineMode
 
-Columns = tuple[list[float], list[float]]
+Column = NDArray[np.float64]
+Columns = tuple[Column, Column]
+_UNKNOWN = Quantiles(float("nan"), float("nan"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +32,8 @@ class Forecast:
     prompt_tokens: int
     tokens: Quantiles
     caps: tuple[int, ...]
-    drafts_s: list[float]
-    late_s: list[float]
+    drafts_s: Column
+    late_s: Column
 
     def generate(self) -> Latency:
         """The refiner alone; the pass over the prompt yields the first token."""
@@ -38,27 +43,20 @@ class Forecast:
         p50_s = alone.p50_s * factors.p50
         return Latency(p50_s, max(p50_s, alone.p95_s * factors.p95))
 
-    def draft_and(self, mode: RefineMode, by_itself: bool, kept: Sequence[float]) -> Columns:
+    def draft_and(self, mode: RefineMode, by_itself: bool, kept: Column) -> Columns:
         """A draft at each cap, refined so: p50 and p95 in seconds.
 
         `by_itself`: the draft is judged by its own scores; `kept` is the share of it that the
         refiner is expected to keep, where nothing is learned.
         """
         factors = self.latency.correction(self.task, mode)
-        median, slow = factors.p50, factors.p95
         read = self._reading(mode, by_itself)
+        usual, most = self.drafts_s + read.p50_s, self.late_s + read.p95_s
         if mode in ("cascade", "verify"):
-            usual, most = self._writing(mode, by_itself, kept)
-            both = zip(self.drafts_s, usual, strict=True)
-            p50_s = [(draft + read.p50_s + write) * median for draft, write in both]
-            both = zip(self.late_s, most, strict=True)
-            p95_s = [(late + read.p95_s + write) * slow for late, write in both]
-        else:
-            p50_s = [(draft + read.p50_s) * median for draft in self.drafts_s]
-            p95_s = [(late + read.p95_s) * slow for late in self.late_s]
-        if slow < median:  # else none is below its median
-            p95_s = [max(pair) for pair in zip(p95_s, p50_s, strict=True)]
-        return p50_s, p95_s
+            more, at_most = self._writing(mode, by_itself, kept)
+            usual, most = usual + more, most + at_most
+        usual, most = usual * factors.p50, most * factors.p95
+        return usual, np.maximum(most, usual) if factors.p95 < factors.p50 else most
 
     def _reading(self, mode: RefineMode, by_itself: bool) -> Latency:
         """The refiner's pass over the draft, or the drafter's own."""
@@ -68,24 +66,16 @@ class Forecast:
             return self.latency.commit(1)
         return self.latency.read(self.prompt_tokens + self.tokens.p50)
 
-    def _writing(self, mode: RefineMode, by_itself: bool, kept: Sequence[float]) -> Columns:
+    def _writing(self, mode: RefineMode, by_itself: bool, kept: Column) -> Columns:
         """What the refiner writes after a draft at each cap: seconds at p50 and p95."""
         writing = self.latency.write(self.tokens.p50, self.tokens.p95)
         if by_itself and mode == "cascade":  # only drafts that fail are read by the refiner
             writing += self.latency.read(self.prompt_tokens + self.tokens.p50)
-        usual, most = writing.p50_s, writing.p95_s
         known = self.latency.work.get(self.task)
-        if known is None or not known.written:
-            return [usual - share * usual for share in kept], [most] * len(kept)
-        ranges = _ranges(self.caps)
-        shares = {place: known.written.get((mode, place)) for place in set(ranges)}
-        learned = {place: share.p50 * usual for place, share in shares.items() if share}
-        slowest = {place: share.p95 * most if share else most for place, share in shares.items()}
-        medians = [
-            usual - agreed * usual if written is None else written
-            for written, agreed in zip(map(learned.get, ranges), kept, strict=True)
-        ]
-        return medians, [*map(slowest.__getitem__, ranges)]
+        learned = known.written if known else {}
+        shares = {place: learned.get((mode, place)) for place in _ranges(self.caps)[1]}
+        usual, most = _by_range(self.caps, shares, 1 - kept, np.ones_like(kept))
+        return usual * writing.p50_s, most * writing.p95_s
 
 
 def forecast(
@@ -101,26 +91,39 @@ def forecast(
     else is learned.
     """
     start = latency.overhead() + latency.prefill(prompt_tokens) + latency.commit(canvases - 1)
-    step = latency.step(prompt_tokens)
-    start_s, step_s, late_s, slow_s = start.p50_s, step.p50_s, start.p95_s, step.p95_s
-    ranges = _ranges(caps)
-    shares = {place: latency.share_used(task, place) for place in set(ranges)}
-    if any(shares.values()):
-        usual = {place: share.p50 * step_s for place, share in shares.items() if share}
-        most = {place: (s.p95 if s else canvases) * slow_s for place, s in shares.items()}
-        learned = map(usual.get, ranges)
-        drafts = [
-            start_s + (canvases * steps * step_s if a_step is None else cap * a_step)
-            for a_step, cap, steps in zip(learned, caps, used, strict=True)
-        ]
-        slowest = zip(map(most.__getitem__, ranges), caps, strict=True)
-        late = [late_s + cap * a_step for a_step, cap in slowest]
-    else:
-        drafts = [start_s + canvases * steps * step_s for steps in used]
-        late = [late_s + canvases * cap * slow_s for cap in caps]
+    step, limits = latency.step(prompt_tokens), _column(caps)
+    shares = {place: latency.share_used(task, place) for place in _ranges(caps)[1]}
+    expected = canvases * _column(tuple(used)) / limits
+    usual, most = _by_range(caps, shares, expected, np.full_like(limits, canvases))
+    drafts = start.p50_s + usual * (limits * step.p50_s)
+    late = start.p95_s + most * (limits * step.p95_s)
     return Forecast(latency, task, prompt_tokens, tokens, caps, drafts, late)
 
 
+def _by_range(
+    caps: tuple[int, ...],
+    shares: Mapping[int, Quantiles | None],
+    expected: Column,
+    most: Column,
+) -> Columns:
+    """What is learned of each cap's range, as p50 and p95, else `expected` and `most`."""
+    if not any(shares.values()):
+        return expected, most
+    places, ranges = _ranges(caps)
+    learned = [shares[place] or _UNKNOWN for place in ranges]
+    medians = np.array([share.p50 for share in learned])[places]
+    slowest = np.array([share.p95 for share in learned])[places]
+    is_known = ~np.isnan(medians)
+    return np.where(is_known, medians, expected), np.where(is_known, slowest, most)
+
+
 @lru_cache(maxsize=256)
-def _ranges(caps: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(cap_range(cap) for cap in caps)
+def _column(values: tuple[float, ...]) -> Column:
+    return np.array(values, dtype=np.float64)
+
+
+@lru_cache(maxsize=256)
+def _ranges(caps: tuple[int, ...]) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    """Each cap's range, as a place among the different ones."""
+    ranges = tuple(sorted({cap_range(cap) for cap in caps}))
+    return np.array([ranges.index(cap_range(cap)) for cap in caps], dtype=np.int64), ranges

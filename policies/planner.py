@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
+import numpy as np
+
 from hybrid.deadline import format_duration
 from hybrid.policies.candidates import Candidates, list_candidates
 from hybrid.policies.latency import LatencyModel
@@ -37,7 +39,7 @@ def plan(
     best = _best(candidates, budget)
     rule = settings.decided_by
     if best is None:
-        best = min(range(len(candidates)), key=candidates.p95_s.__getitem__)
+        best = int(candidates.p95_s.argmin())
         rule += "; nothing fits the budget, so the fastest"
     chosen = candidates[best]
     return Plan(
@@ -53,16 +55,15 @@ def plan(
 
 def _best(candidates: Candidates, budget: float) -> int | None:
     """The place of the best candidate whose p95 is within the budget, if there is one."""
-    best, best_quality, best_p50 = None, -1.0, math.inf
-    columns = zip(candidates.p95_s, candidates.p50_s, candidates.quality, strict=True)
-    for place, (p95, p50, quality) in enumerate(columns):
-        better = quality > best_quality or (quality == best_quality and p50 < best_p50)
-        if p95 <= budget and better:
-            best, best_quality, best_p50 = place, quality, p50
-    return best
+    fits = candidates.p95_s <= budget
+    quality = np.where(fits, candidates.quality, -1.0)
+    best = quality.max()
+    if best < 0:
+        return None
+    return int(np.where(quality == best, candidates.p50_s, np.inf).argmin())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rejections(Sequence[Rejection]):
     """The candidates that were not chosen, each with the reason; written out when they are read."""
 
@@ -72,6 +73,12 @@ class Rejections(Sequence[Rejection]):
 
     def __len__(self) -> int:
         return len(self.candidates) - 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and [*self] == [*other]
+
+    def __hash__(self) -> int:
+        return hash((self.chosen, self.budget, len(self)))
 
     @overload
     def __getitem__(self, index: int) -> Rejection: ...

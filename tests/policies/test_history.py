@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 
 from hybrid.policies.forecast import forecast
@@ -32,7 +33,7 @@ def predict(history: History, task: str) -> tuple[float, float]:
     """A draft of at most 12 steps, unrefined."""
     latency = history.latency
     request = forecast(latency, task, 20, Quantiles(5, 8), 1, (12,), (9.0,))
-    (p50_s,), (p95_s,) = request.draft_and("none", False, (0.5,))
+    (p50_s,), (p95_s,) = request.draft_and("none", False, np.array([0.5]))
     return p50_s, p95_s
 
 
