@@ -14,6 +14,7 @@ from threading import Semaphore
 
 from hybrid.backends import Models
 from hybrid.batching import SharedDrafter
+from hybrid.checks import examine
 from hybrid.deadline import Deadline
 from hybrid.errors import Cancelled, CapabilityError, DeadlineExceeded, RequestError
 from hybrid.policies.history import History
@@ -25,6 +26,7 @@ from hybrid.policies.signals import gather
 from hybrid.protocols import DraftJob
 from hybrid.refiners.refine import refine
 from hybrid.types import (
+    CheckOutcome,
     Denoised,
     Draft,
     Drafted,
@@ -96,10 +98,12 @@ class Pipeline:
 
         if work.plan.draft is not None:
             work.draft = self._draft(work, deadline, emit)
+            work.draft_checks = examine(request.checks, work.draft.text)
             emit(Drafted(work.draft))
         work.finish("draft")
 
         self._refine(work, deadline)
+        work.examine()
         if work.refinement and work.draft and work.refinement.edits:
             emit(Patched(work.refinement))
         work.finish("refine")
@@ -163,6 +167,7 @@ class Pipeline:
                 work.plan.refine,
                 work.plan.max_new_tokens,
                 deadline,
+                tuple(outcome.name for outcome in work.draft_checks if not outcome.passed),
             )
         except Cancelled:
             raise
@@ -221,6 +226,9 @@ class _Work:
     draft: Draft | None = None
     verdict: Verdict | None = None
     refinement: Refinement | None = None
+    draft_checks: tuple[CheckOutcome, ...] = ()
+    checks: tuple[CheckOutcome, ...] = ()
+    is_harmed: bool = False
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -229,9 +237,29 @@ class _Work:
     def finish(self, stage: str) -> None:
         self.finished[stage] = time.monotonic()
 
+    def examine(self) -> None:
+        """Check the refined answer; one that breaks what its draft kept does not replace it.
+
+        Only `verify`'s promise, the refiner's own answer, is stronger than a check.
+        """
+        answer = self.answer()
+        if answer is self.draft:
+            self.checks = self.draft_checks
+            return
+        self.checks = examine(self.request.checks, answer.text)
+        broken = [
+            after.name
+            for before, after in zip(self.draft_checks, self.checks, strict=False)
+            if before.passed and not after.passed
+        ]
+        if broken and self.refinement and self.refinement.guarantee != "lossless":
+            self.is_harmed, self.checks = True, self.draft_checks
+            self.notes += (f"refining broke {', '.join(broken)}: the draft stands",)
+
     def answer(self) -> Draft | Refinement:
-        """The refined answer if refining came to its end, else the draft."""
-        if self.refinement and (self.draft is None or self.refinement.finish_reason != "budget"):
+        """The refined answer if refining came to its end and did no harm, else the draft."""
+        is_whole = self.refinement and self.refinement.finish_reason != "budget"
+        if self.refinement and (self.draft is None or (is_whole and not self.is_harmed)):
             return self.refinement
         assert self.draft is not None
         return self.draft
@@ -264,4 +292,5 @@ class _Work:
             ),
             seed=self.seed,
             notes=self.notes,
+            checks=self.checks,
         )

@@ -10,9 +10,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypedDict, cast, get_args
 
+from hybrid.checks import read_check
 from hybrid.deadline import parse_duration
 from hybrid.errors import RequestError, did_you_mean
-from hybrid.types import Message, Overrides, RefineMode, Request, Role
+from hybrid.types import Check, Message, Overrides, RefineMode, Request, Role
 
 Prompt = str | Sequence[Message | Mapping[str, str]] | Request
 
@@ -33,6 +34,7 @@ class Options(TypedDict, total=False):
     stability_threshold: int | None
     confidence_threshold: float | None
     refine: str | None
+    checks: Sequence[object]  # see hybrid.checks.read_check
 
 
 def make_request(prompt: Prompt, options: Options) -> Request:
@@ -53,6 +55,7 @@ def make_request(prompt: Prompt, options: Options) -> Request:
         max_new_tokens=_whole("max_new_tokens", options.get("max_new_tokens"), least=1),
         infill=_text("infill", options.get("infill")),
         seed=_whole("seed", options.get("seed"), least=0, most=2**63 - 1),
+        checks=_checks(options.get("checks", ())),
         overrides=Overrides(
             max_denoising_steps=_steps(options),
             entropy_bound=_number("entropy_bound", options.get("entropy_bound")),
@@ -169,6 +172,12 @@ def _number(field: str, value: float | None) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise RequestError(field, value, "a number from 0 up")
     return float(value)
+
+
+def _checks(checks: Sequence[object]) -> tuple[Check, ...]:
+    if isinstance(checks, str | bytes) or not isinstance(checks, Sequence):
+        raise RequestError("checks", checks, "a list of checks")
+    return tuple(read_check(check) for check in checks)
 
 
 def _refine_mode(mode: str | None) -> RefineMode | None:

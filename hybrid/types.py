@@ -6,7 +6,7 @@ are those of the drafter's tokenizer, which the refiner shares.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "budget"]  # end token, max_new_tokens or context, deadline
@@ -39,12 +39,40 @@ class Overrides:
     refine_mode: RefineMode | None = None
 
 
+@runtime_checkable
+class Check(Protocol):
+    """Something that an answer must satisfy."""
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        ...
+
+    def problem(self, text: str) -> str | None:
+        """What is wrong with the text, None if nothing is."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CheckOutcome:
+    """One check of one text; `problem` is None where it passed."""
+
+    name: str
+    problem: str | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the text satisfies it."""
+        return self.problem is None
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What the caller wants: a prompt or a conversation, and how long it may take.
 
     `infill` is a template of the answer with blanks written `<blank:N>` (N tokens); its other text
-    is kept word for word. `seed` None draws one, which the result names.
+    is kept word for word. `seed` None draws one, which the result names. `checks` are what the
+    answer must satisfy.
     """
 
     prompt: str = ""
@@ -55,6 +83,7 @@ class Request:
     infill: str | None = None
     seed: int | None = None
     overrides: Overrides = Overrides()
+    checks: tuple[Check, ...] = ()
 
     @property
     def conversation(self) -> tuple[Message, ...]:
@@ -68,7 +97,8 @@ class Signals:
 
     A task is `recognised` by the model's own knowledge of its prompts, or `classified` from the
     words; `task_confidence` (0 to 1) is how sure that is. `load` is how many other requests are
-    being answered. `custom` are the application's own.
+    being answered, `constraints` how many checks the answer must pass; `custom` are the
+    application's own.
     """
 
     prompt_tokens: int
@@ -76,6 +106,7 @@ class Signals:
     task_source: TaskSource
     expected_tokens: int
     blank_tokens: int
+    constraints: int = 0
     task_confidence: float = 1.0
     load: int = 0
     custom: Mapping[str, SignalValue] = field(default_factory=dict)
@@ -203,6 +234,7 @@ class Verdict:
     min_logprob: float
     reason: str
     logprobs: tuple[float, ...] = ()
+    failed_checks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +294,8 @@ class Usage:
 class Result:
     """The answer, and everything that was decided and measured on the way to it.
 
-    `notes` are sentences for the reader: a refiner that failed, a prompt outside the model's tasks.
+    `checks` are the request's, on the answer that was chosen. `notes` are sentences for the reader:
+    a refiner that failed, a prompt outside the model's tasks.
     """
 
     text: str
@@ -277,6 +310,7 @@ class Result:
     usage: Usage
     seed: int
     notes: tuple[str, ...] = field(default=())
+    checks: tuple[CheckOutcome, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,7 @@ def _rules(policy: Policy) -> Iterator[Contradiction]:
         for field, bounds, gap in (
             ("budget", when.budget, 0),
             ("prompt_tokens", when.prompt_tokens, 1),
+            ("constraints", when.constraints, 1),
             ("load", when.load, 1),
         ):
             if _is_empty(bounds, gap):
@@ -133,6 +134,7 @@ def _covers(earlier: WhenSection, later: WhenSection) -> bool:
     return (
         _contains(earlier.budget, later.budget)
         and _contains(earlier.prompt_tokens, later.prompt_tokens)
+        and _contains(earlier.constraints, later.constraints)
         and _contains(earlier.load, later.load)
     )
 

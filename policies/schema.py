@@ -247,6 +247,9 @@ class WhenSection(Section):
     )
     prompt_tokens: CountBounds | None = Field(default=None, description="Length of the prompt.")
     blanks: bool | None = Field(default=None, description="Whether it is an infill request.")
+    constraints: CountBounds | None = Field(
+        default=None, description="Checks that the answer must pass."
+    )
     load: CountBounds | None = Field(
         default=None, description="Other requests that are being answered."
     )

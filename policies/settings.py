@@ -133,6 +133,7 @@ def _matches(rule: RuleSection, signals: Signals, budget: float | None) -> bool:
     bounded = (
         (when.budget, budget),
         (when.prompt_tokens, signals.prompt_tokens),
+        (when.constraints, signals.constraints),
         (when.load, signals.load),
     )
     return all(bounds is None or _within(bounds, value) for bounds, value in bounded)

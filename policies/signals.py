@@ -29,7 +29,15 @@ def gather(
     expected = (section and section.expected_tokens) or policy.defaults.expected_tokens
     length = blank_tokens or expected
     return Signals(
-        prompt_tokens, task, source, length, blank_tokens, confidence, load, custom or {}
+        prompt_tokens=prompt_tokens,
+        task=task,
+        task_source=source,
+        expected_tokens=length,
+        blank_tokens=blank_tokens,
+        constraints=len(request.checks),
+        task_confidence=confidence,
+        load=load,
+        custom=custom or {},
     )
 
 

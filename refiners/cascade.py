@@ -1,4 +1,4 @@
-"""`cascade`: take the draft if its score passes, else continue from where the refiner agrees.
+"""`cascade`: take a draft whose score and checks pass, else continue from where they agree.
 
 With `scorer: self` the drafter's own log-probabilities decide, and the refiner reads nothing unless
 they fail.
@@ -17,7 +17,8 @@ def cascade(session: RefinerSession, assignment: Assignment) -> Outcome:
     """
     token_ids, params = assignment.token_ids, assignment.params
     scores = None if params.scorer == "self" else session.score(token_ids)
-    verdict = judge(scores.logprobs if scores else assignment.draft.self_logprobs, params)
+    logprobs = scores.logprobs if scores else assignment.draft.self_logprobs
+    verdict = judge(logprobs, params, assignment.failed_checks)
     is_whole = bool(token_ids) and token_ids[-1] in assignment.end_token_ids
     if verdict.accepted and is_whole:
         return Outcome(verdict, token_ids, len(token_ids), "stop")

@@ -16,6 +16,7 @@ class Assignment:
     max_new_tokens: int
     deadline: Deadline
     end_token_ids: frozenset[int]
+    failed_checks: tuple[str, ...] = ()
 
     @property
     def token_ids(self) -> tuple[int, ...]:

@@ -42,14 +42,16 @@ def refine(
     params: RefineParams,
     max_new_tokens: int,
     deadline: Deadline,
+    failed_checks: tuple[str, ...] = (),
 ) -> tuple[Verdict | None, Refinement | None]:
     """Judge and improve a draft under `params.mode`, or write the answer where there is none.
 
-    A draft that is only judged, by its own scores, comes back without a refinement. A refinement
-    that ends with "budget" is unfinished. Raises CapabilityError where a refiner is missed.
+    `failed_checks` are those that the draft fails. A draft that is only judged, by its own scores,
+    comes back without a refinement. A refinement that ends with "budget" is unfinished. Raises
+    CapabilityError where a refiner is missed.
     """
     if draft is not None and params.mode == "score" and params.scorer == "self":
-        return judge(draft.self_logprobs, params), None
+        return judge(draft.self_logprobs, params, failed_checks), None
     if refiner is None:
         raise CapabilityError(f"refine mode {params.mode}", "this policy", "it names no refiner")
     started = time.monotonic()
@@ -59,7 +61,9 @@ def refine(
         token_ids, reason = session.continue_greedily((), limit, deadline)
         outcome, guarantee = Outcome(None, token_ids, 0, reason), MODES["verify"].guarantee
     else:
-        assignment = Assignment(draft, params, limit, deadline, refiner.end_token_ids)
+        assignment = Assignment(
+            draft, params, limit, deadline, refiner.end_token_ids, failed_checks
+        )
         mode = MODES[params.mode]
         outcome, guarantee = mode.run(session, assignment), mode.guarantee
     text = refiner.decode(outcome.token_ids)

@@ -9,5 +9,5 @@ def score(session: RefinerSession, assignment: Assignment) -> Outcome:
     """The draft as it is, judged by the refiner as far as an answer may go."""
     draft, token_ids = assignment.draft, assignment.token_ids
     logprobs = session.score(token_ids).logprobs if token_ids else ()
-    verdict = judge(logprobs, assignment.params)
+    verdict = judge(logprobs, assignment.params, assignment.failed_checks)
     return Outcome(verdict, draft.token_ids, len(draft.token_ids), draft.finish_reason)

@@ -5,10 +5,16 @@ from collections.abc import Sequence
 from hybrid.types import RefineParams, Verdict
 
 
-def judge(logprobs: Sequence[float], params: RefineParams) -> Verdict:
-    """The verdict on a draft with these token log-probabilities; an empty draft never passes."""
+def judge(
+    logprobs: Sequence[float], params: RefineParams, failed_checks: tuple[str, ...] = ()
+) -> Verdict:
+    """The verdict on a draft with these token log-probabilities.
+
+    An empty draft never passes, and neither does one that has failed a check.
+    """
     if not logprobs:
-        return Verdict(False, params.scorer, 0.0, 0.0, "the draft is empty")
+        reason = "the draft is empty"
+        return Verdict(False, params.scorer, 0.0, 0.0, reason, failed_checks=failed_checks)
     mean, least = sum(logprobs) / len(logprobs), min(logprobs)
     failed = [
         f"{name} log-probability {value:.2f} below {threshold:g}"
@@ -18,6 +24,7 @@ def judge(logprobs: Sequence[float], params: RefineParams) -> Verdict:
         )
         if threshold is not None and value < threshold
     ]
+    failed += [f"check failed: {name}" for name in failed_checks]
     passed = f"mean log-probability {mean:.2f}, least {least:.2f}"
     reason = "; ".join(failed) or passed
-    return Verdict(not failed, params.scorer, mean, least, reason, tuple(logprobs))
+    return Verdict(not failed, params.scorer, mean, least, reason, tuple(logprobs), failed_checks)

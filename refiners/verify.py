@@ -25,6 +25,7 @@ def verify(session: RefinerSession, assignment: Assignment) -> Outcome:
         min_logprob=min(scores.logprobs, default=0.0),
         reason=f"the refiner agrees with {agreed} of {len(token_ids)} tokens",
         logprobs=scores.logprobs,
+        failed_checks=assignment.failed_checks,
     )
     following = scores.choices[agreed]
     return continue_from(session, token_ids[:agreed], following, assignment, verdict)

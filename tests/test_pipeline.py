@@ -15,7 +15,17 @@ from hybrid.policies.latency import LatencyModel
 from hybrid.policies.loader import parse_policy
 from hybrid.refiners.scripted import ScriptedRefiner
 from hybrid.requests import make_request
-from hybrid.types import Denoised, Drafted, Event, Finished, Patched, Planned, Request, Result
+from hybrid.types import (
+    CheckOutcome,
+    Denoised,
+    Drafted,
+    Event,
+    Finished,
+    Patched,
+    Planned,
+    Request,
+    Result,
+)
 
 ANSWERS = {"say it": "the quick brown fox", "sort": "1 2 3"}
 COSTS = LatencyModel(
@@ -222,3 +232,47 @@ def test_an_answer_that_the_policy_refuses_is_learned_from_too() -> None:
     with pytest.raises(DeadlineExceeded):
         run(replace(pipeline, history=history), budget="10ms")
     assert history.requests == 1
+
+
+def test_checks_are_judged_on_the_draft_and_on_the_answer() -> None:
+    drafter = ScriptedDrafter({"say it": "the quick dog"})
+    refiner = ScriptedRefiner({"say it": "the quick fox"})
+    models = Models(drafter, refiner)
+
+    def answer(mode: str, *checks: Any) -> Result:
+        request = make_request("say it", {"refine": mode, "checks": checks})
+        policy = parse_policy("version: 1\n", "test")
+        return Pipeline(policy, models, COSTS).answer(request, lambda event: None)
+
+    passing = answer("cascade", {"contains": "dog"})
+    assert passing.checks == (CheckOutcome("contains 'dog'", None),)
+    assert passing.signals.constraints == 1
+
+    mended = answer("verify", {"contains": "fox"})
+    assert mended.text == "the quick fox"
+    assert mended.verdict is not None
+    assert mended.verdict.failed_checks == ("contains 'fox'",)
+    assert mended.checks[0].passed
+
+    broken = answer("verify", {"contains": "dog"})
+    assert broken.text == "the quick fox"  # exactly the refiner's answer is what verify promises
+    assert not broken.checks[0].passed
+
+
+def test_a_failed_check_makes_a_cascade_go_on() -> None:
+    models = Models(
+        ScriptedDrafter({"say it": "the quick dog"}), ScriptedRefiner({"say it": "the quick fox"})
+    )
+    policy = parse_policy(
+        "version: 1\ndefaults: {refine: {mode: cascade, min_mean_logprob: -99}}\n", "test"
+    )
+
+    def answer(*checks: Any) -> Result:
+        request = make_request("say it", {"checks": checks})
+        return Pipeline(policy, models, COSTS).answer(request, lambda event: None)
+
+    assert answer().text == "the quick dog"
+    assert answer({"contains": "fox"}).text == "the quick fox"
+    harmed = answer({"contains": "dog"}, {"contains": "fox"})
+    assert harmed.text == "the quick dog"
+    assert any("refining broke contains 'dog'" in note for note in harmed.notes)
