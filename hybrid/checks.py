@@ -151,6 +151,11 @@ def examine(checks: Sequence[Check], text: str) -> tuple[CheckOutcome, ...]:
     return tuple(CheckOutcome(check.name, _problem(check, text)) for check in checks)
 
 
+def failed_names(outcomes: Sequence[CheckOutcome]) -> tuple[str, ...]:
+    """The checks that failed."""
+    return tuple(outcome.name for outcome in outcomes if not outcome.passed)
+
+
 def _problem(check: Check, text: str) -> str | None:
     try:
         return check.problem(text)

@@ -14,7 +14,7 @@ from threading import Semaphore
 
 from hybrid.backends import Models
 from hybrid.batching import SharedDrafter
-from hybrid.checks import examine
+from hybrid.checks import examine, failed_names
 from hybrid.deadline import Deadline
 from hybrid.errors import Cancelled, CapabilityError, DeadlineExceeded, RequestError
 from hybrid.policies.history import History
@@ -24,6 +24,7 @@ from hybrid.policies.rules import PythonRule, ask
 from hybrid.policies.schema import Policy
 from hybrid.policies.signals import gather
 from hybrid.protocols import DraftJob
+from hybrid.refiners.best_of import best_of
 from hybrid.refiners.refine import refine
 from hybrid.types import (
     CheckOutcome,
@@ -140,6 +141,7 @@ class Pipeline:
 
     def _draft(self, work: "_Work", deadline: Deadline, emit: Callable[[Denoised], None]) -> Draft:
         assert self.models.drafter is not None and work.plan.draft is not None
+        refining = work.plan.refine
         job = DraftJob(
             request=work.request,
             params=work.plan.draft,
@@ -147,9 +149,11 @@ class Pipeline:
             max_new_tokens=work.plan.max_new_tokens,
             deadline=deadline,
             on_step=emit,
-            self_score=work.plan.refine.mode != "none" and work.plan.refine.scorer == "self",
+            self_score=refining.mode != "none" and refining.scorer == "self",
         )
-        (draft,) = self.models.drafter.draft([job])
+        count = refining.drafts if refining.mode == "best_of" else 1
+        more = [replace(job, seed=(work.seed + n) % 2**63, on_step=None) for n in range(1, count)]
+        draft, *work.more_drafts = self.models.drafter.draft([job, *more])
         return draft
 
     def _refine(self, work: "_Work", deadline: Deadline) -> None:
@@ -160,6 +164,16 @@ class Pipeline:
             work.notes += ("no time was left to refine: the draft stands",)
             return
         try:
+            if work.draft and work.plan.refine.mode == "best_of":
+                work.verdict, work.refinement = best_of(
+                    self.models.refiner,
+                    work.request,
+                    [work.draft, *work.more_drafts],
+                    work.plan.refine,
+                    deadline,
+                    lambda draft: failed_names(examine(work.request.checks, draft.text)),
+                )
+                return
             work.verdict, work.refinement = refine(
                 self.models.refiner,
                 work.request,
@@ -167,7 +181,7 @@ class Pipeline:
                 work.plan.refine,
                 work.plan.max_new_tokens,
                 deadline,
-                tuple(outcome.name for outcome in work.draft_checks if not outcome.passed),
+                failed_names(work.draft_checks),
             )
         except Cancelled:
             raise
@@ -226,6 +240,7 @@ class _Work:
     draft: Draft | None = None
     verdict: Verdict | None = None
     refinement: Refinement | None = None
+    more_drafts: list[Draft] = field(default_factory=list)
     draft_checks: tuple[CheckOutcome, ...] = ()
     checks: tuple[CheckOutcome, ...] = ()
     is_harmed: bool = False

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "budget"]  # end token, max_new_tokens or context, deadline
-RefineMode = Literal["none", "score", "cascade", "verify", "generate"]
+RefineMode = Literal["none", "score", "best_of", "cascade", "verify", "generate"]
 Guarantee = Literal["draft", "ar_or_draft", "lossless"]
 Scorer = Literal["refiner", "self"]
 DEFAULT_TOKEN_LOGPROB = -4.0  # cascade's threshold where neither is given
@@ -132,12 +132,16 @@ class DraftParams:
 
 @dataclass(frozen=True, slots=True)
 class RefineParams:
-    """How the autoregressive model acts on the draft, and when a draft is good enough for it."""
+    """How the autoregressive model acts on the draft, and when a draft is good enough for it.
+
+    `drafts` is how many `best_of` chooses from.
+    """
 
     mode: RefineMode = "none"
     scorer: Scorer = "refiner"
     min_mean_logprob: float | None = None
     min_token_logprob: float | None = None
+    drafts: int = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from hybrid.types import RefineMode
 
 Column = NDArray[np.float64]
 Columns = tuple[Column, Column]
+_ANOTHER_ROW = 0.55  # of a draft's time, for one more in its batch: the embedded pair on a CPU
 _UNKNOWN = Quantiles(float("nan"), float("nan"))
 
 
@@ -43,15 +44,21 @@ class Forecast:
         p50_s = alone.p50_s * factors.p50
         return Latency(p50_s, max(p50_s, alone.p95_s * factors.p95))
 
-    def draft_and(self, mode: RefineMode, by_itself: bool, kept: Column) -> Columns:
+    def draft_and(
+        self, mode: RefineMode, by_itself: bool, kept: Column, drafts: int = 1
+    ) -> Columns:
         """A draft at each cap, refined so: p50 and p95 in seconds.
 
         `by_itself`: the draft is judged by its own scores; `kept` is the share of it that the
-        refiner is expected to keep, where nothing is learned.
+        refiner is expected to keep, where nothing is learned; `drafts` are how many `best_of`
+        chooses from.
         """
         factors = self.latency.correction(self.task, mode)
         read = self._reading(mode, by_itself)
         usual, most = self.drafts_s + read.p50_s, self.late_s + read.p95_s
+        if mode == "best_of":
+            rows = 1 + _ANOTHER_ROW * (drafts - 1)
+            usual, most = usual * rows, most * rows
         if mode in ("cascade", "verify"):
             more, at_most = self._writing(mode, by_itself, kept)
             usual, most = usual + more, most + at_most
@@ -62,7 +69,7 @@ class Forecast:
         """The refiner's pass over the draft, or the drafter's own."""
         if mode == "none":
             return Latency(0.0, 0.0)
-        if by_itself and mode in ("score", "cascade"):
+        if by_itself and mode in ("score", "best_of", "cascade"):
             return self.latency.commit(1)
         return self.latency.read(self.prompt_tokens + self.tokens.p50)
 

@@ -185,14 +185,17 @@ class RefineSection(Section):
 
     mode: Modes | None = Field(
         default=None,
-        description="One mode is an order, a list the planner's choice: none, score, cascade, "
-        "verify (equal to greedy decoding), generate (no draft at all).",
+        description="One mode is an order, a list the planner's choice: none, score, best_of "
+        "(several drafts), cascade, verify (equal to greedy decoding), generate (no draft at all).",
     )
     scorer: Scorer | None = Field(
         default=None, description="Who scores a draft: the refiner, or the drafter itself (self)."
     )
     min_mean_logprob: float | None = Field(
         default=None, le=0, description="cascade: a draft below this mean is not accepted."
+    )
+    drafts: int | None = Field(
+        default=None, ge=2, le=16, description="best_of: drafts to choose from; 4 if left out."
     )
     min_token_logprob: float | None = Field(
         default=None,

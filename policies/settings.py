@@ -89,7 +89,8 @@ def _refine_params(refines: list[Any], policy: Policy) -> RefineParams:
     scorer: Scorer | None = _first(*(r.scorer for r in refines))
     if scorer is None:
         scorer = "self" if policy.models.refiner is None else "refiner"
-    return RefineParams("none", scorer, mean, token)
+    drafts = _first(*(r.drafts for r in refines), RefineParams().drafts)
+    return RefineParams("none", scorer, mean, token, drafts)
 
 
 def _modes(

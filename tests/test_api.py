@@ -232,3 +232,25 @@ def test_load_is_a_signal_that_rules_may_ask_for() -> None:
     assert isinstance(next(stream), Planned)
     assert hybrid.explain("say it").rule == "rule 'crowded'"
     stream.close()
+
+
+def test_best_of_drafts_several_seeds_together_and_repeats() -> None:
+    policy = parse_policy(
+        "version: 1\nmodels: {refiner: null}\n"
+        "defaults: {draft: {max_denoising_steps: 8}, refine: {mode: best_of, drafts: 3}}\n",
+        "test",
+    )
+    with Hybrid.from_policy(policy) as hybrid:
+        result = hybrid.generate("list 5 fruits, not apple or grape", seed=3)
+        again = hybrid.generate("list 5 fruits, not apple or grape", seed=3)
+        single = [
+            hybrid.generate("list 5 fruits, not apple or grape", seed=3 + n, refine="score")
+            for n in range(3)
+        ]
+    assert result.text == again.text
+    assert result.refinement is not None
+    assert result.refinement.mode == "best_of"
+    assert result.draft is not None
+    assert result.draft.text == single[0].text
+    least = [one.verdict.min_logprob for one in single if one.verdict]
+    assert result.text == single[least.index(max(least))].text
