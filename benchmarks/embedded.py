@@ -28,6 +28,7 @@ from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import TASKS, Instance, evaluation_set
 from hybrid.gemma.twin import load_twin
+from hybrid.policies.measurements import hardware
 from hybrid.protocols import DraftJob
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.types import DraftParams, Request
@@ -172,7 +173,7 @@ def environment(requests: int) -> dict[str, Any]:
     return {
         "benchmark": "embedded",
         "requests": requests,
-        "device": f"{platform.machine()} {platform.processor()}".strip(),
+        "device": hardware(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("hybrid-gemma", "torch", "transformers")},

@@ -8,6 +8,7 @@ the refiner alone, a prompt at a time) a paired bootstrap one.
 import json
 import random
 import statistics
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,13 +25,16 @@ from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.embedded import weights_path
 from hybrid.embedded.evaluate import CANVAS_LENGTH, draft_all, separation, wilson
 from hybrid.embedded.tasks import TASKS, Instance, check, evaluation_set
+from hybrid.policies.measurements import hardware
 from hybrid.protocols import DraftJob
+from hybrid.refiners.best_of import best_of
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.refiners.refine import refine
 from hybrid.types import DEFAULT_TOKEN_LOGPROB, Draft, DraftParams, RefineParams, Request
 
 STEPS = 16
 MODES: Mapping[str, RefineParams] = {
+    "best_of, self": RefineParams("best_of", "self"),
     "cascade": RefineParams("cascade", min_token_logprob=DEFAULT_TOKEN_LOGPROB),
     "cascade, self": RefineParams("cascade", "self", min_token_logprob=-1.0),
     "verify": RefineParams("verify"),
@@ -91,8 +95,13 @@ def benchmark(*, items: int = 100, out: Path | None = None) -> None:
         drafts, first = [pair[0] for pair in timed], [pair[1] for pair in timed]
         without = [answer(refiner, i, None, RefineParams("generate")) for i in instances]
         for mode, params in MODES.items():
-            pairs = zip(instances, drafts, strict=True)
-            refined = [answer(refiner, i, written, params) for i, written in pairs]
+            pairs = enumerate(zip(instances, drafts, strict=True))
+            refined = [
+                choose(drafter, i, written, seed, params)
+                if params.mode == "best_of"
+                else answer(refiner, i, written, params)
+                for seed, (i, written) in pairs
+            ]
             rows.append(summarise(task, mode, first, refined, without))
             by_mode[mode] += refined
         scores += [min(written.self_logprobs, default=0.0) for written in drafts]
@@ -102,11 +111,18 @@ def benchmark(*, items: int = 100, out: Path | None = None) -> None:
     show(rows)
     auroc = separation(scores, [a.right for a in drafted])
     Console().print(f"self-score over all tasks: AUROC {auroc:.3f}")
-    record = {"items": items, "steps": STEPS, "self_score_auroc": auroc}
+    record = {"benchmark": "refine", "items": items, "steps": STEPS, "self_score_auroc": auroc}
+    record |= {"device": hardware(), "torch": torch.__version__, "commit": commit()}
     line = json.dumps(record | {"rows": [asdict(row) for row in rows]})
     print(line)
     if out:
         out.write_text(line + "\n")
+
+
+def commit() -> str:
+    """The checkout's, if it is one."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def draft(drafter: DiffusionGemmaDrafter, instance: Instance, seed: int) -> tuple[Draft, Answer]:
@@ -119,6 +135,25 @@ def draft(drafter: DiffusionGemmaDrafter, instance: Instance, seed: int) -> tupl
     (written,) = drafter.draft([job])
     seconds = time.perf_counter() - started
     return written, Answer(check(instance, written.text), written.steps, seconds, 0)
+
+
+def choose(
+    drafter: DiffusionGemmaDrafter,
+    instance: Instance,
+    first: Draft,
+    seed: int,
+    params: RefineParams,
+) -> Answer:
+    """More drafts of the same prompt, and the surest of all."""
+    request, sampler = Request(instance.prompt), DraftParams(max_denoising_steps=STEPS)
+    seeds = [10_000 + params.drafts * seed + n for n in range(1, params.drafts)]
+    started = time.perf_counter()
+    more = drafter.draft(
+        [DraftJob(request, sampler, s, CANVAS_LENGTH, Deadline(), self_score=True) for s in seeds]
+    )
+    _, chosen = best_of(None, request, [first, *more], params, Deadline(), lambda one: ())
+    seconds = time.perf_counter() - started
+    return Answer(check(instance, chosen.text), 0, seconds, chosen.accepted_tokens)
 
 
 def answer(
