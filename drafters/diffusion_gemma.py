@@ -113,6 +113,9 @@ class DiffusionGemmaDrafter:
         return parse_template(request.infill, self.tokenizer, self.canvas_length, end_token)
 
     def _job_template(self, job: DraftJob) -> Template | None:
+        if job.clamp:
+            end = [min(self.model.config.end_token_ids)] * (self.canvas_length - len(job.clamp))
+            return Template((*job.clamp, *end), len(job.clamp))
         template = self._template(job.request)
         if template and template.text_tokens > job.max_new_tokens:
             allowed = f"the infill's text and blanks have {template.text_tokens} tokens"
@@ -136,6 +139,8 @@ def check_job(job: DraftJob, canvas_length: int, vocabulary: int) -> None:
         ("max_new_tokens", job.max_new_tokens, job.max_new_tokens >= 1, "at least 1"),
         ("seed", job.seed, 0 <= job.seed < 2**64, "from 0 to 2**64 - 1"),
         ("warm_start", f"{len(job.warm_start)} tokens", len(job.warm_start) <= canvas_length,
+         f"at most {canvas_length} tokens, one canvas"),
+        ("clamp", f"{len(job.clamp)} tokens", len(job.clamp) <= canvas_length,
          f"at most {canvas_length} tokens, one canvas"),
         ("warm_start", job.warm_start, all(0 <= token < vocabulary for token in job.warm_start),
          f"token ids below {vocabulary}"),

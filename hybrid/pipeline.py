@@ -26,6 +26,7 @@ from hybrid.policies.signals import gather
 from hybrid.protocols import DraftJob
 from hybrid.refiners.best_of import best_of
 from hybrid.refiners.refine import refine
+from hybrid.refiners.repair import repair
 from hybrid.types import (
     CheckOutcome,
     Denoised,
@@ -141,16 +142,7 @@ class Pipeline:
 
     def _draft(self, work: "_Work", deadline: Deadline, emit: Callable[[Denoised], None]) -> Draft:
         assert self.models.drafter is not None and work.plan.draft is not None
-        refining = work.plan.refine
-        job = DraftJob(
-            request=work.request,
-            params=work.plan.draft,
-            seed=work.seed,
-            max_new_tokens=work.plan.max_new_tokens,
-            deadline=deadline,
-            on_step=emit,
-            self_score=refining.mode != "none" and refining.scorer == "self",
-        )
+        refining, job = work.plan.refine, work.job(deadline, emit)
         count = refining.drafts if refining.mode == "best_of" else 1
         more = [replace(job, seed=(work.seed + n) % 2**63, on_step=None) for n in range(1, count)]
         draft, *work.more_drafts = self.models.drafter.draft([job, *more])
@@ -164,15 +156,8 @@ class Pipeline:
             work.notes += ("no time was left to refine: the draft stands",)
             return
         try:
-            if work.draft and work.plan.refine.mode == "best_of":
-                work.verdict, work.refinement = best_of(
-                    self.models.refiner,
-                    work.request,
-                    [work.draft, *work.more_drafts],
-                    work.plan.refine,
-                    deadline,
-                    lambda draft: failed_names(examine(work.request.checks, draft.text)),
-                )
+            if work.draft and work.plan.refine.mode in ("best_of", "repair"):
+                work.verdict, work.refinement = self._redraft(work, work.draft, deadline)
                 return
             work.verdict, work.refinement = refine(
                 self.models.refiner,
@@ -191,6 +176,25 @@ class Pipeline:
             work.notes += (f"the refiner failed ({error}): the draft stands",)
         finally:
             self.refining.release()
+
+    def _redraft(
+        self, work: "_Work", draft: Draft, deadline: Deadline
+    ) -> tuple[Verdict, Refinement]:
+        """Improve a draft by drafting more."""
+        drafter, refiner, params = self.models.drafter, self.models.refiner, work.plan.refine
+        assert drafter is not None
+
+        def failed(one: Draft) -> tuple[str, ...]:
+            return failed_names(examine(work.request.checks, one.text))
+
+        def denoise_again(clamp: tuple[int | None, ...]) -> Draft:
+            again = replace(work.job(deadline, None), seed=(work.seed + 1) % 2**63, clamp=clamp)
+            return drafter.draft([again])[0]
+
+        if params.mode == "best_of":
+            drafts = [draft, *work.more_drafts]
+            return best_of(refiner, work.request, drafts, params, deadline, failed)
+        return repair(refiner, work.request, draft, params, denoise_again, failed)
 
     def _take_turn(self, work: "_Work", deadline: Deadline) -> bool:
         """Wait to refine: more at once than processors are left by drafting makes all of them late.
@@ -252,6 +256,20 @@ class _Work:
     def finish(self, stage: str) -> None:
         self.finished[stage] = time.monotonic()
 
+    def job(self, deadline: Deadline, on_step: Callable[[Denoised], None] | None) -> DraftJob:
+        """What the drafter is asked for."""
+        assert self.plan.draft is not None
+        refining = self.plan.refine
+        return DraftJob(
+            request=self.request,
+            params=self.plan.draft,
+            seed=self.seed,
+            max_new_tokens=self.plan.max_new_tokens,
+            deadline=deadline,
+            on_step=on_step,
+            self_score=refining.mode != "none" and refining.scorer == "self",
+        )
+
     def examine(self) -> None:
         """Check the refined answer; one that breaks what its draft kept does not replace it.
 
@@ -302,7 +320,8 @@ class _Work:
             usage=Usage(
                 prompt_tokens=self.signals.prompt_tokens,
                 completion_tokens=len(answer.token_ids),
-                denoising_steps=self.draft.steps if self.draft else 0,
+                denoising_steps=(self.draft.steps if self.draft else 0)
+                + (self.refinement.denoising_steps if self.refinement else 0),
                 refiner_passes=self.refinement.forward_passes if self.refinement else 0,
             ),
             seed=self.seed,

@@ -17,7 +17,9 @@ class DraftJob:
     """One row of a drafting batch.
 
     `seed` alone fixes the row's random numbers, whatever else is in the batch. `warm_start` token
-    ids, if any, are the first canvas instead of noise. `self_score` asks for `self_logprobs`.
+    ids, if any, are the first canvas instead of noise. `clamp`, if any, is the whole answer, one
+    canvas of it: token ids to keep, None where the drafter writes. `self_score` asks for
+    `self_logprobs`.
     """
 
     request: Request
@@ -27,6 +29,7 @@ class DraftJob:
     deadline: Deadline
     on_step: Callable[[Denoised], None] | None = None
     warm_start: tuple[int, ...] = ()
+    clamp: tuple[int | None, ...] = ()
     self_score: bool = False
 
 

@@ -10,8 +10,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "budget"]  # end token, max_new_tokens or context, deadline
-RefineMode = Literal["none", "score", "best_of", "cascade", "verify", "generate"]
-Guarantee = Literal["draft", "ar_or_draft", "lossless"]
+RefineMode = Literal["none", "score", "best_of", "repair", "cascade", "verify", "generate"]
+Guarantee = Literal["draft", "guarded", "ar_or_draft", "lossless"]
 Scorer = Literal["refiner", "self"]
 DEFAULT_TOKEN_LOGPROB = -4.0  # cascade's threshold where neither is given
 SignalValue = str | int | float | bool
@@ -264,6 +264,7 @@ class Refinement:
     forward_passes: int
     finish_reason: FinishReason
     seconds: float
+    denoising_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ _REFINER_PRIOR, _DRAFT_PRIOR, _STEPS_PRIOR = 0.92, 0.84, 6.0
 _USED_PRIOR = 12.0  # steps used at p50 where nothing is measured; the model's guide says 12 to 16
 _AGREEMENT_PRIOR = 0.7  # share of a draft of many steps that verify keeps
 _BEST_OF_RECOVERY = 0.5  # share of a wrong draft's failures that another draft mends, if right
+_REPAIR_RECOVERY = 0.2  # share of a draft's failures that show in its scores and can be mended
 _CASCADE_RECOVERY = 0.9  # share of a draft's failures that a cascade notices and mends
 
 
@@ -155,6 +156,7 @@ def _qualities(drafts: Sequence[float], refiner: float) -> dict[RefineMode, Colu
     return {
         "none": draft,
         "score": draft,
+        "repair": np.array([round(q + (1 - q) * _REPAIR_RECOVERY, 2) for q in drafts]),
         "best_of": np.array([round(q + (1 - q) * q * _BEST_OF_RECOVERY, 2) for q in drafts]),
         "cascade": np.array([round(quality + (1 - quality) * mended, 2) for quality in drafts]),
         "verify": np.full_like(draft, round(refiner, 2)),

@@ -18,6 +18,7 @@ from hybrid.types import RefineMode
 Column = NDArray[np.float64]
 Columns = tuple[Column, Column]
 _ANOTHER_ROW = 0.55  # of a draft's time, for one more in its batch: the embedded pair on a CPU
+_REDONE = 0.5  # share of drafts that repair finds something in, until that is learned
 _UNKNOWN = Quantiles(float("nan"), float("nan"))
 
 
@@ -59,6 +60,8 @@ class Forecast:
         if mode == "best_of":
             rows = 1 + _ANOTHER_ROW * (drafts - 1)
             usual, most = usual * rows, most * rows
+        elif mode == "repair":  # some drafts are denoised a second time
+            usual, most = usual + _REDONE * self.drafts_s, most + self.late_s
         if mode in ("cascade", "verify"):
             more, at_most = self._writing(mode, by_itself, kept)
             usual, most = usual + more, most + at_most
@@ -69,7 +72,7 @@ class Forecast:
         """The refiner's pass over the draft, or the drafter's own."""
         if mode == "none":
             return Latency(0.0, 0.0)
-        if by_itself and mode in ("score", "best_of", "cascade"):
+        if by_itself and mode in ("score", "best_of", "repair", "cascade"):
             return self.latency.commit(1)
         return self.latency.read(self.prompt_tokens + self.tokens.p50)
 

@@ -186,7 +186,8 @@ class RefineSection(Section):
     mode: Modes | None = Field(
         default=None,
         description="One mode is an order, a list the planner's choice: none, score, best_of "
-        "(several drafts), cascade, verify (equal to greedy decoding), generate (no draft at all).",
+        "(several drafts), repair (weak tokens denoised again), cascade, verify (equal to greedy "
+        "decoding), generate (no draft at all).",
     )
     scorer: Scorer | None = Field(
         default=None, description="Who scores a draft: the refiner, or the drafter itself (self)."
@@ -200,8 +201,8 @@ class RefineSection(Section):
     min_token_logprob: float | None = Field(
         default=None,
         le=0,
-        description="cascade: a draft with a token below this is not accepted; -4 where neither "
-        "threshold is given.",
+        description="cascade: a draft with a token below this is not accepted; repair: such tokens "
+        "are denoised again; -4 where neither threshold is given.",
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from hybrid.deadline import Deadline
 from hybrid.protocols import Refiner
 from hybrid.refiners.edits import find_edits
+from hybrid.refiners.logprobs import read_logprobs
 from hybrid.refiners.verdict import judge
 from hybrid.types import Draft, Refinement, RefineParams, Request, Verdict
 
@@ -32,14 +33,11 @@ def best_of(
     started, passes = time.monotonic(), 0
     verdicts: list[Verdict] = []
     for draft in drafts:
-        logprobs = draft.self_logprobs
-        if refiner is not None and params.scorer == "refiner":
-            if verdicts and deadline.expired:
-                break
-            deadline.raise_if_cancelled()
-            session = refiner.open(request, max(1, len(draft.token_ids)))
-            logprobs = session.score(draft.token_ids[: session.max_answer_tokens]).logprobs
-            passes += session.forward_passes
+        deadline.raise_if_cancelled()
+        if verdicts and deadline.expired and params.scorer == "refiner":
+            break
+        logprobs, more = read_logprobs(refiner, request, draft, params)
+        passes += more
         verdicts.append(judge(logprobs, params, failed_checks(draft)))
     place = max(range(len(verdicts)), key=lambda at: _worth(verdicts[at]))
     chosen, first = drafts[place], drafts[0]

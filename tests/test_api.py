@@ -254,3 +254,23 @@ def test_best_of_drafts_several_seeds_together_and_repeats() -> None:
     assert result.draft.text == single[0].text
     least = [one.verdict.min_logprob for one in single if one.verdict]
     assert result.text == single[least.index(max(least))].text
+
+
+def test_repair_holds_the_rest_of_the_answer_and_repeats() -> None:
+    policy = parse_policy(
+        "version: 1\nmodels: {refiner: null}\ndefaults:\n  draft: {max_denoising_steps: 4}\n"
+        "  refine: {mode: repair, min_token_logprob: -2.5}\n",
+        "test",
+    )
+    prompt = "list 5 fruits, not apple or grape"
+    with Hybrid.from_policy(policy) as hybrid:
+        results = [hybrid.generate(prompt, seed=seed) for seed in range(8)]
+        again = hybrid.generate(prompt, seed=3)
+    assert again.text == results[3].text
+    for result in results:
+        assert result.draft is not None and result.refinement is not None
+        assert result.usage.denoising_steps >= result.draft.steps
+        if result.refinement.edits:
+            assert result.verdict is not None
+            assert result.verdict.min_logprob > min(result.draft.self_logprobs)
+    assert any(result.refinement and result.refinement.edits for result in results)

@@ -121,7 +121,7 @@ def explain(
     steps
         Most denoising steps a canvas (max_denoising_steps).
     refine
-        What the refiner does: none, score, best_of, cascade, verify or generate.
+        What the refiner does: none, score, best_of, repair, cascade, verify or generate.
     infill
         A template of the answer with blanks to fill in, written <blank:N> (N tokens).
     as_json

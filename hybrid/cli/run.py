@@ -67,7 +67,7 @@ def run(
     steps
         Most denoising steps a canvas (max_denoising_steps).
     refine
-        What the refiner does: none, score, best_of, cascade, verify or generate.
+        What the refiner does: none, score, best_of, repair, cascade, verify or generate.
     seed
         Repeats an answer; drawn and shown if left out.
     max_new_tokens

@@ -66,10 +66,10 @@ def _verdict(verdict: Verdict) -> str:
 
 
 def _refinement(refinement: Refinement) -> str:
-    promise = {"draft": "draft", "ar_or_draft": "AR or draft", "lossless": "lossless"}
+    promise = {"ar_or_draft": "AR or draft"}
     return ", ".join(
         [
-            f"{refinement.mode} ({promise[refinement.guarantee]})",
+            f"{refinement.mode} ({promise.get(refinement.guarantee, refinement.guarantee)})",
             count(len(refinement.edits), "edit"),
             f"{count(refinement.accepted_tokens, 'token')} kept",
             count(refinement.forward_passes, "pass", "passes"),

@@ -1,0 +1,94 @@
+"""`repair`: which tokens are denoised again, and when the new answer takes the old one's place."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from hybrid.errors import CapabilityError
+from hybrid.refiners.repair import Clamp, repair
+from hybrid.refiners.scripted import ScriptedRefiner
+from hybrid.types import Canvas, Draft, FinishReason, Refinement, RefineParams, Request, Verdict
+
+SELF = RefineParams("repair", "self", min_token_logprob=-3.0)
+CANVAS = Canvas(4, True, 0.0)
+
+
+def draft(text: str, logprobs: Sequence[float], reason: FinishReason = "stop") -> Draft:
+    ids = tuple(text.encode())
+    return Draft(ids, text, (0.0,) * len(ids), (CANVAS,), reason, self_logprobs=tuple(logprobs))
+
+
+def mend(
+    old: Draft, new: Draft, params: RefineParams = SELF, wrong: str = ""
+) -> tuple[Verdict, Refinement, list[Clamp]]:
+    """`repair` with a drafter that answers `new`, and what it was asked to keep."""
+    asked: list[Clamp] = []
+
+    def redraft(clamp: Clamp) -> Draft:
+        asked.append(clamp)
+        return new
+
+    def failed(one: Draft) -> tuple[str, ...]:
+        return tuple(f"no {letter}" for letter in wrong if letter in one.text)
+
+    refiner = ScriptedRefiner({"say it": "abcd"})
+    verdict, refinement = repair(refiner, Request("say it"), old, params, redraft, failed)
+    return verdict, refinement, asked
+
+
+def test_weak_tokens_are_denoised_again_and_the_rest_is_held() -> None:
+    old, new = draft("abxd", (-1, -1, -5, -1)), draft("abcd", (-1, -1, -2, -1))
+    verdict, refinement, asked = mend(old, new)
+    assert asked == [(ord("a"), ord("b"), None, ord("d"))]
+    assert (refinement.text, refinement.guarantee) == ("abcd", "guarded")
+    assert (refinement.accepted_tokens, refinement.denoising_steps) == (3, 4)
+    assert [(edit.old, edit.new) for edit in refinement.edits] == [("abxd", "abcd")]
+    assert verdict.accepted
+
+
+def test_a_draft_without_weak_tokens_is_left_alone() -> None:
+    old = draft("abcd", (-1, -1, -2.9, -1))
+    verdict, refinement, asked = mend(old, draft("no", (-0.1, -0.1)))
+    assert asked == []
+    assert (refinement.text, refinement.edits, refinement.denoising_steps) == ("abcd", (), 0)
+    assert verdict.accepted
+
+
+@pytest.mark.parametrize("logprobs", [(-1, -1, -5, -1), (-1, -1, -6, -0.1), ()])
+def test_an_answer_that_is_not_surer_is_not_kept(logprobs: Sequence[float]) -> None:
+    _, refinement, asked = mend(draft("abxd", (-1, -1, -5, -1)), draft("abyd", logprobs))
+    assert len(asked) == 1
+    assert refinement.text == "abxd"
+
+
+def test_an_answer_cut_by_the_deadline_is_not_kept() -> None:
+    new = draft("abcd", (-1, -1, -1, -1), "budget")
+    assert mend(draft("abxd", (-1, -1, -5, -1)), new)[1].text == "abxd"
+
+
+def test_a_failed_check_redoes_the_least_likely_third() -> None:
+    old, new = draft("abxd", (-1, -2, -1.5, -1)), draft("aXcd", (-1, -2.5, -1.5, -1))
+    _, refinement, asked = mend(old, new, wrong="x")
+    assert asked == [(ord("a"), None, None, ord("d"))]
+    assert refinement.text == "aXcd"  # less sure, but it passes
+
+
+def test_a_check_that_passed_is_never_broken() -> None:
+    old, new = draft("abxd", (-1, -1, -5, -1)), draft("abcd", (-1, -1, -1, -1))
+    assert mend(old, new, wrong="c")[1].text == "abxd"
+    assert mend(old, new, wrong="cx")[1].text == "abxd"
+
+
+def test_the_refiner_may_score() -> None:
+    params = RefineParams("repair", "refiner", min_token_logprob=-3.0)
+    verdict, refinement, asked = mend(draft("abxd", ()), draft("abcd", ()), params)
+    assert asked == [(ord("a"), ord("b"), None, ord("d"))] or asked[0][2] is None
+    assert refinement.text == "abcd"
+    assert verdict.scorer == "refiner"
+    assert refinement.forward_passes == 2
+
+
+def test_only_one_canvas_can_be_repaired() -> None:
+    old = Draft((1, 2), "ab", (0.0, 0.0), (CANVAS, CANVAS), "stop", self_logprobs=(-9.0, -9.0))
+    with pytest.raises(CapabilityError, match="several canvases"):
+        mend(old, old)
