@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cyclopts
@@ -30,11 +30,13 @@ from hybrid.protocols import DraftJob
 from hybrid.refiners.best_of import best_of
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.refiners.refine import refine
+from hybrid.refiners.repair import Clamp, repair
 from hybrid.types import DEFAULT_TOKEN_LOGPROB, Draft, DraftParams, RefineParams, Request
 
 STEPS = 16
 MODES: Mapping[str, RefineParams] = {
     "best_of, self": RefineParams("best_of", "self"),
+    "repair, self": RefineParams("repair", "self", min_token_logprob=-3.0),
     "cascade": RefineParams("cascade", min_token_logprob=DEFAULT_TOKEN_LOGPROB),
     "cascade, self": RefineParams("cascade", "self", min_token_logprob=-1.0),
     "verify": RefineParams("verify"),
@@ -97,8 +99,8 @@ def benchmark(*, items: int = 100, out: Path | None = None) -> None:
         for mode, params in MODES.items():
             pairs = enumerate(zip(instances, drafts, strict=True))
             refined = [
-                choose(drafter, i, written, seed, params)
-                if params.mode == "best_of"
+                draft_more(drafter, i, written, seed, params)
+                if params.mode in ("best_of", "repair")
                 else answer(refiner, i, written, params)
                 for seed, (i, written) in pairs
             ]
@@ -137,21 +139,27 @@ def draft(drafter: DiffusionGemmaDrafter, instance: Instance, seed: int) -> tupl
     return written, Answer(check(instance, written.text), written.steps, seconds, 0)
 
 
-def choose(
+def draft_more(
     drafter: DiffusionGemmaDrafter,
     instance: Instance,
     first: Draft,
     seed: int,
     params: RefineParams,
 ) -> Answer:
-    """More drafts of the same prompt, and the surest of all."""
+    """A mode that needs the drafter again, and no refiner."""
     request, sampler = Request(instance.prompt), DraftParams(max_denoising_steps=STEPS)
-    seeds = [10_000 + params.drafts * seed + n for n in range(1, params.drafts)]
+    job = DraftJob(request, sampler, 10_000, CANVAS_LENGTH, Deadline(), self_score=True)
     started = time.perf_counter()
-    more = drafter.draft(
-        [DraftJob(request, sampler, s, CANVAS_LENGTH, Deadline(), self_score=True) for s in seeds]
-    )
-    _, chosen = best_of(None, request, [first, *more], params, Deadline(), lambda one: ())
+    if params.mode == "best_of":
+        seeds = range(job.seed + params.drafts * seed + 1, job.seed + params.drafts * (seed + 1))
+        more = drafter.draft([replace(job, seed=another) for another in seeds])
+        _, chosen = best_of(None, request, [first, *more], params, Deadline(), lambda one: ())
+    else:
+
+        def redraft(clamp: Clamp) -> Draft:
+            return drafter.draft([replace(job, seed=job.seed + seed, clamp=clamp)])[0]
+
+        _, chosen = repair(None, request, first, params, redraft, lambda one: ())
     seconds = time.perf_counter() - started
     return Answer(check(instance, chosen.text), 0, seconds, chosen.accepted_tokens)
 
