@@ -106,7 +106,7 @@ class Refining:
 
     def native(self, instance: Instance) -> None:
         session = self._refiner.open(Request(instance.prompt), CANVAS_LENGTH)
-        token_ids, _ = session.continue_greedily((), CANVAS_LENGTH, Deadline())
+        token_ids, _ = session.write((), CANVAS_LENGTH)
         self._refiner.decode(token_ids)
 
     def transformers(self, instance: Instance) -> None:

@@ -27,16 +27,19 @@ from hybrid.embedded.evaluate import CANVAS_LENGTH, draft_all, separation, wilso
 from hybrid.embedded.tasks import TASKS, Instance, check, evaluation_set
 from hybrid.policies.measurements import hardware
 from hybrid.protocols import DraftJob
-from hybrid.refiners.best_of import best_of
+from hybrid.refiners.assignment import Assignment, Clamp
 from hybrid.refiners.gemma import GemmaRefiner
-from hybrid.refiners.refine import refine
-from hybrid.refiners.repair import Clamp, repair
+from hybrid.refiners.guide import RefinerGuide
+from hybrid.refiners.refine import refine, write_alone
 from hybrid.types import DEFAULT_TOKEN_LOGPROB, Draft, DraftParams, RefineParams, Request
 
 STEPS = 16
 MODES: Mapping[str, RefineParams] = {
     "best_of, self": RefineParams("best_of", "self"),
     "repair, self": RefineParams("repair", "self", min_token_logprob=-3.0),
+    "repair, refiner": RefineParams("repair", min_token_logprob=-3.0, repair_with="refiner"),
+    "guide": RefineParams("guide", min_token_logprob=DEFAULT_TOKEN_LOGPROB),
+    "rewrite": RefineParams("rewrite"),
     "cascade": RefineParams("cascade", min_token_logprob=DEFAULT_TOKEN_LOGPROB),
     "cascade, self": RefineParams("cascade", "self", min_token_logprob=-1.0),
     "verify": RefineParams("verify"),
@@ -95,14 +98,12 @@ def benchmark(*, items: int = 100, out: Path | None = None) -> None:
         draft_all(drafter, instances[:1], STEPS)
         timed = [draft(drafter, instance, seed) for seed, instance in enumerate(instances)]
         drafts, first = [pair[0] for pair in timed], [pair[1] for pair in timed]
-        without = [answer(refiner, i, None, RefineParams("generate")) for i in instances]
+        without = [answer_alone(refiner, instance) for instance in instances]
         for mode, params in MODES.items():
             pairs = enumerate(zip(instances, drafts, strict=True))
             refined = [
-                draft_more(drafter, i, written, seed, params)
-                if params.mode in ("best_of", "repair")
-                else answer(refiner, i, written, params)
-                for seed, (i, written) in pairs
+                refine_one(drafter, refiner, instance, written, seed, params)
+                for seed, (instance, written) in pairs
             ]
             rows.append(summarise(task, mode, first, refined, without))
             by_mode[mode] += refined
@@ -139,43 +140,55 @@ def draft(drafter: DiffusionGemmaDrafter, instance: Instance, seed: int) -> tupl
     return written, Answer(check(instance, written.text), written.steps, seconds, 0)
 
 
-def draft_more(
+def refine_one(
     drafter: DiffusionGemmaDrafter,
+    refiner: GemmaRefiner,
     instance: Instance,
     first: Draft,
     seed: int,
     params: RefineParams,
 ) -> Answer:
-    """A mode that needs the drafter again, and no refiner."""
+    """Refine one draft; what a mode drafts more of counts as its own time."""
     request, sampler = Request(instance.prompt), DraftParams(max_denoising_steps=STEPS)
     job = DraftJob(request, sampler, 10_000, CANVAS_LENGTH, Deadline(), self_score=True)
     started = time.perf_counter()
+    more: list[Draft] = []
     if params.mode == "best_of":
         seeds = range(job.seed + params.drafts * seed + 1, job.seed + params.drafts * (seed + 1))
         more = drafter.draft([replace(job, seed=another) for another in seeds])
-        _, chosen = best_of(None, request, [first, *more], params, Deadline(), lambda one: ())
-    else:
+    opened = None
+    if params.mode == "guide":
+        guide = RefinerGuide(refiner, request, params, CANVAS_LENGTH, Deadline())
+        (first,) = drafter.draft([replace(job, seed=seed, guide=guide)])
+        opened = guide.session
 
-        def redraft(clamp: Clamp) -> Draft:
-            return drafter.draft([replace(job, seed=job.seed + seed, clamp=clamp)])[0]
+    def redraft(clamp: Clamp) -> Draft:
+        return drafter.draft([replace(job, seed=job.seed + seed, clamp=clamp)])[0]
 
-        _, chosen = repair(None, request, first, params, redraft, lambda one: ())
+    assignment = Assignment(
+        request,
+        first,
+        params,
+        CANVAS_LENGTH,
+        Deadline(),
+        refiner,
+        redraft=redraft,
+        more_drafts=more,
+        opened=opened,
+    )
+    _, refinement = refine(assignment)
     seconds = time.perf_counter() - started
-    return Answer(check(instance, chosen.text), 0, seconds, chosen.accepted_tokens)
-
-
-def answer(
-    refiner: GemmaRefiner, instance: Instance, draft: Draft | None, params: RefineParams
-) -> Answer:
-    """Refine one draft, or write without one."""
-    started = time.perf_counter()
-    request = Request(instance.prompt)
-    _, refinement = refine(refiner, request, draft, params, CANVAS_LENGTH, Deadline())
-    seconds = time.perf_counter() - started
-    if refinement is None:
-        raise AssertionError(f"{params.mode} only judges")
     right = check(instance, refinement.text)
     return Answer(right, refinement.forward_passes, seconds, refinement.accepted_tokens)
+
+
+def answer_alone(refiner: GemmaRefiner, instance: Instance) -> Answer:
+    """What the refiner writes without a draft."""
+    started = time.perf_counter()
+    refinement = write_alone(refiner, Request(instance.prompt), CANVAS_LENGTH, Deadline())
+    seconds = time.perf_counter() - started
+    right = check(instance, refinement.text)
+    return Answer(right, refinement.forward_passes, seconds, 0)
 
 
 def summarise(
@@ -189,7 +202,8 @@ def summarise(
     count = len(refined)
     low, high = wilson(sum(a.right for a in refined), count)
     before = list(zip(drafted, refined, strict=True))
-    both = [1e3 * (a.seconds + b.seconds) for a, b in before]
+    drafting = 0.0 if mode == "guide" else 1.0  # a guided draft takes the first one's place
+    both = [1e3 * (drafting * a.seconds + b.seconds) for a, b in before]
     saved = [1e3 * a.seconds - total for a, total in zip(alone, both, strict=True)]
     saved_low, saved_high = bootstrap(saved)
     return Row(

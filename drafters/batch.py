@@ -123,6 +123,7 @@ class DraftBatch:
             for number, work in active.items():
                 work.denoise_s += seconds
                 try:
+                    self._review(work.row)
                     self._report(work.row)
                     work.row.job.deadline.raise_if_cancelled()
                 except Exception as error:
@@ -155,6 +156,16 @@ class DraftBatch:
     def _random_canvas(self, draw: Draw) -> Tensor:
         config = self._model.config
         return self._noise.tokens([draw], config.canvas_length, config.vocab_size)[0]
+
+    def _review(self, row: Row) -> None:
+        """Let the row's guide vote, every few steps and before the canvas ends."""
+        guide = row.job.guide
+        if guide is None or not (row.converged or row.step % guide.every == 0):
+            return
+        token_ids = row.best_ids.tolist()
+        count = self._count_answer(token_ids, row.template)
+        votes = guide.review(row.written, token_ids[: count + 1])
+        row.follow(votes, self._random_canvas(row.draw(row.step)))
 
     def _report(self, row: Row) -> None:
         """Tell whoever listens what the step has made of the canvas."""
@@ -201,7 +212,7 @@ class DraftBatch:
             work.commit_s += seconds
             if work.finish_reason is None:
                 draw = Draw(work.row.job.seed, work.row.canvas + 1, step=0)
-                work.row.next_canvas(self._random_canvas(draw))
+                work.row.next_canvas(self._random_canvas(draw), work.token_ids)
 
     def _take_canvas(self, work: "_Work") -> None:
         """Append the canvas's answer to the row's, and decide whether the row is finished."""

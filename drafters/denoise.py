@@ -16,7 +16,7 @@ from torch import Tensor
 from hybrid.drafters.noise import Draw, Noise
 from hybrid.drafters.template import Template
 from hybrid.kernels.accept import accept_torch
-from hybrid.protocols import DraftJob
+from hybrid.protocols import DraftJob, Votes
 
 
 class DenoisingModel(Protocol):
@@ -38,7 +38,8 @@ class Row:
     """One request in the batch and its current canvas.
 
     `canvas_ids` [C] is what the next step reads; `best_ids` [C], `entropy` [C] and `accepted` [C]
-    are what the last one left. `soft_embedding` [C, H] is zero at a canvas's first step.
+    are what the last one left. `soft_embedding` [C, H] is zero at a canvas's first step. `written`
+    are the answer's tokens on earlier canvases.
     """
 
     job: DraftJob
@@ -51,6 +52,7 @@ class Row:
     stable_steps: int = -1
     converged: bool = False
     mean_entropy: float = float("inf")
+    written: tuple[int, ...] = ()
     best_ids: Tensor = field(init=False)
     entropy: Tensor = field(init=False)
     accepted: Tensor = field(init=False)
@@ -87,9 +89,12 @@ class Row:
         canvas_ids[: len(token_ids)] = canvas_ids.new_tensor(token_ids)
         self.canvas_ids = self._with_fixed(canvas_ids)
 
-    def next_canvas(self, canvas_ids: Tensor) -> None:
-        """Start over on a fresh canvas after the current one."""
+    def next_canvas(self, canvas_ids: Tensor, written: Sequence[int]) -> None:
+        """Start over on a fresh canvas after the tokens `written` so far."""
         self.canvas += 1
+        self.written = tuple(written)
+        if self.job.guide is not None:  # it held places of the last canvas
+            self.fixed_ids = self.is_blank = None
         self.step, self.stable_steps, self.converged = 0, -1, False
         self.canvas_ids = self._with_fixed(canvas_ids)
         self.soft_embedding = torch.zeros_like(self.soft_embedding)
@@ -115,6 +120,21 @@ class Row:
         is_stable = self.stable_steps >= params.stability_threshold
         self.converged = is_stable and mean_entropy < params.confidence_threshold
 
+    def follow(self, votes: Votes, random_ids: Tensor) -> None:
+        """Hold fast what is approved, and go on from noise where something is vetoed."""
+        approved, vetoed = sorted(votes.approved), sorted(votes.vetoed - votes.approved)
+        if approved:
+            if self.is_blank is None or self.fixed_ids is None:
+                self.is_blank = torch.ones_like(self.accepted)
+                self.fixed_ids = torch.zeros_like(self.best_ids)
+            self.is_blank[approved] = False
+            self.fixed_ids[approved] = self.best_ids[approved]
+        if vetoed:
+            self.canvas_ids[vetoed] = random_ids[vetoed]
+            self.accepted[vetoed] = False
+            self.stable_steps, self.converged = -1, False
+        self.canvas_ids = self._with_fixed(self.canvas_ids)
+
     def _with_fixed(self, ids: Tensor) -> Tensor:
         if self.is_blank is None or self.fixed_ids is None:
             return ids
@@ -133,7 +153,7 @@ def step(model: DenoisingModel, cache: Any, noise: Noise, rows: Sequence[Row]) -
     entropy = (p * log_p).sum(-1).neg_()
     best_ids = log_p.argmax(-1)
     mean_entropy = entropy.mean(-1)
-    if any(row.template for row in rows):
+    if any(row.is_blank is not None for row in rows):
         mean_entropy = _impose(rows, p, entropy, best_ids)
 
     accepted = accept_torch(entropy, _column([row.job.params.entropy_bound for row in rows], p))
@@ -164,7 +184,8 @@ def _impose(rows: Sequence[Row], p: Tensor, entropy: Tensor, best_ids: Tensor) -
             ).to(p.dtype)
             entropy[index, is_fixed] = 0
             best_ids[index, is_fixed] = row.fixed_ids[is_fixed]
-            mean_entropy[index] = entropy[index, row.is_blank].mean()
+            blanks = entropy[index, row.is_blank]
+            mean_entropy[index] = blanks.mean() if len(blanks) else 0.0
     return mean_entropy
 
 

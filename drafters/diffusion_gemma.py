@@ -5,7 +5,7 @@ Settings, prompts and templates are checked here, before anything runs; the work
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -43,6 +43,11 @@ class DiffusionGemmaDrafter:
             raise CheckpointError(str(path), "not a drafter: the model has no canvas")
         tokenizer = ChatTokenizer.from_directory(path)
         return cls(model, tokenizer, default_params=read_params(Path(path)))
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """See `Drafter.vocabulary`."""
+        return self.tokenizer.vocabulary
 
     @property
     def canvas_length(self) -> int:

@@ -27,6 +27,11 @@ class ScriptedDrafter:
     canvas_length: int = 64
     max_context: int = 4096
 
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """See `Drafter.vocabulary`: the bytes, by their number."""
+        return {str(byte): byte for byte in range(END)}
+
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Drafter.count_prompt_tokens`."""
         return len(request.conversation[-1].content.encode())

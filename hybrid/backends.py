@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from hybrid.errors import BackendError, CheckpointError, RequestError, did_you_mean
+from hybrid.errors import BackendError, CapabilityError, CheckpointError, RequestError, did_you_mean
 from hybrid.policies.quality import read_quality
 from hybrid.policies.schema import QualitySection
 from hybrid.protocols import Drafter, Refiner
@@ -23,7 +23,11 @@ DRAFTERS = {
 }
 REFINERS = {
     "native": "hybrid.refiners.gemma:GemmaRefiner",
+    "huggingface": "hybrid.refiners.huggingface:HuggingFaceRefiner",
+    "vllm": "hybrid.refiners.vllm:VllmRefiner",
 }
+_SERVERS = {"vllm"}
+_SETTINGS, _WEIGHTS = ("*.json", "*.jinja"), ("*.safetensors",)
 
 
 class ModelChoice(Protocol):
@@ -51,11 +55,16 @@ class Models:
 
 
 def load_models(drafter: ModelChoice | None, refiner: ModelChoice | None) -> Models:
-    """Load what a policy names; raises CheckpointError, CapabilityError or BackendError."""
+    """Load what a policy names; raises CheckpointError, CapabilityError or BackendError.
+
+    CapabilityError also for a pair whose token ids do not mean the same.
+    """
     pair = Models(
         drafter=_load(DRAFTERS, drafter, "drafter") if drafter else None,
         refiner=_load(REFINERS, refiner, "refiner") if refiner else None,
     )
+    if drafter and refiner and pair.drafter and pair.refiner and drafter.model != refiner.model:
+        _compare(drafter.model, pair.drafter.vocabulary, refiner.model, pair.refiner.vocabulary)
     if any(choice and choice.model != EMBEDDED for choice in (drafter, refiner)):
         return pair
     from hybrid.embedded import EVALUATION
@@ -71,11 +80,33 @@ def _load(
         hint = did_you_mean(choice.backend, backends)
         raise RequestError(f"models.{role}.backend", choice.backend, f"one of {[*backends]}{hint}")
     module, _, name = backends[choice.backend].partition(":")
-    folder = find_model(choice.model, role)
-    return getattr(import_module(module), name).from_directory(folder)
+    is_remote = choice.backend in _SERVERS
+    folder = find_model(choice.model, role, with_weights=not is_remote)
+    try:
+        kind = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        hint = f"backend {choice.backend} needs {error.name}: pip install 'hybrid-gemma[remote]'"
+        raise BackendError("load", hint) from None
+    return kind.connect(folder, choice) if is_remote else kind.from_directory(folder)
 
 
-def find_model(model: str, role: Literal["drafter", "refiner"]) -> Path:
+def _compare(
+    drafter: str, drafters: Mapping[str, int], refiner: str, refiners: Mapping[str, int]
+) -> None:
+    """A refiner reads the drafter's token ids, so both must mean the same by them."""
+    if drafters == refiners:
+        return
+    different = {*drafters.items()} ^ {*refiners.items()}
+    text = min(different, key=lambda pair: pair[1])[0]
+    operation = f"drafter {drafter} ({len(drafters)} tokens) with refiner {refiner}"
+    missing = (
+        f"the refiner's {len(refiners)} tokens are others: {text!r} is {drafters.get(text)} to the "
+        f"one and {refiners.get(text)} to the other; a pair shares its tokenizer"
+    )
+    raise CapabilityError(operation, "any device", missing)
+
+
+def find_model(model: str, role: Literal["drafter", "refiner"], with_weights: bool = True) -> Path:
     """The folder of a model: the embedded one, a local folder, or a hub snapshot (downloaded)."""
     from hybrid.embedded import weights_path
 
@@ -88,6 +119,7 @@ def find_model(model: str, role: Literal["drafter", "refiner"]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.jinja", "*.safetensors"]))
+        patterns = [*_SETTINGS, *(_WEIGHTS if with_weights else ())]
+        return Path(snapshot_download(model, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many unrelated types
         raise BackendError("load", f"{model}: {error}", retryable=True) from error

@@ -6,7 +6,7 @@ whoever comes to a row too late still gets the one step that makes a draft.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Event, Thread
 from typing import cast
@@ -63,6 +63,11 @@ class SharedDrafter:
         self._waiting: deque[_Ticket] = deque()
         self._changed = Condition()
         self._threads = 0
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """See `Drafter.vocabulary`."""
+        return self._drafter.vocabulary
 
     @property
     def canvas_length(self) -> int:

@@ -16,17 +16,23 @@ from hybrid.backends import Models
 from hybrid.batching import SharedDrafter
 from hybrid.checks import examine, failed_names
 from hybrid.deadline import Deadline
-from hybrid.errors import Cancelled, CapabilityError, DeadlineExceeded, RequestError
+from hybrid.errors import (
+    BackendError,
+    Cancelled,
+    CapabilityError,
+    DeadlineExceeded,
+    RequestError,
+)
 from hybrid.policies.history import History
 from hybrid.policies.latency import LatencyModel
 from hybrid.policies.planner import plan
 from hybrid.policies.rules import PythonRule, ask
 from hybrid.policies.schema import Policy
 from hybrid.policies.signals import gather
-from hybrid.protocols import DraftJob
-from hybrid.refiners.best_of import best_of
-from hybrid.refiners.refine import refine
-from hybrid.refiners.repair import repair
+from hybrid.protocols import DraftJob, Sampling
+from hybrid.refiners.assignment import Assignment, Clamp
+from hybrid.refiners.guide import RefinerGuide
+from hybrid.refiners.refine import refine, write_alone
 from hybrid.types import (
     CheckOutcome,
     Denoised,
@@ -142,7 +148,10 @@ class Pipeline:
 
     def _draft(self, work: "_Work", deadline: Deadline, emit: Callable[[Denoised], None]) -> Draft:
         assert self.models.drafter is not None and work.plan.draft is not None
-        refining, job = work.plan.refine, work.job(deadline, emit)
+        refining, refiner, most = work.plan.refine, self.models.refiner, work.plan.max_new_tokens
+        if refining.mode == "guide" and refiner is not None:
+            work.guide = RefinerGuide(refiner, work.request, refining, most, deadline)
+        job = work.job(deadline, emit)
         count = refining.drafts if refining.mode == "best_of" else 1
         more = [replace(job, seed=(work.seed + n) % 2**63, on_step=None) for n in range(1, count)]
         draft, *work.more_drafts = self.models.drafter.draft([job, *more])
@@ -156,18 +165,17 @@ class Pipeline:
             work.notes += ("no time was left to refine: the draft stands",)
             return
         try:
-            if work.draft and work.plan.refine.mode in ("best_of", "repair"):
-                work.verdict, work.refinement = self._redraft(work, work.draft, deadline)
-                return
-            work.verdict, work.refinement = refine(
-                self.models.refiner,
-                work.request,
-                work.draft,
-                work.plan.refine,
-                work.plan.max_new_tokens,
-                deadline,
-                failed_names(work.draft_checks),
-            )
+            if work.draft is None:
+                work.refinement = write_alone(
+                    self.models.refiner,
+                    work.request,
+                    work.plan.max_new_tokens,
+                    deadline,
+                    work.sampling,
+                )
+            else:
+                assignment = self._assignment(work, work.draft, deadline)
+                work.verdict, work.refinement = refine(assignment)
         except Cancelled:
             raise
         except Exception as error:
@@ -177,24 +185,34 @@ class Pipeline:
         finally:
             self.refining.release()
 
-    def _redraft(
-        self, work: "_Work", draft: Draft, deadline: Deadline
-    ) -> tuple[Verdict, Refinement]:
-        """Improve a draft by drafting more."""
-        drafter, refiner, params = self.models.drafter, self.models.refiner, work.plan.refine
+    def _assignment(self, work: "_Work", draft: Draft, deadline: Deadline) -> Assignment:
+        """What a refine mode may use; raises BackendError if the draft's guide failed."""
+        drafter, guide = self.models.drafter, work.guide
         assert drafter is not None
+        if guide and guide.problem:
+            raise BackendError("guide", str(guide.problem)) from guide.problem
 
-        def failed(one: Draft) -> tuple[str, ...]:
-            return failed_names(examine(work.request.checks, one.text))
+        def failed(text: str) -> tuple[str, ...]:
+            known = text == draft.text
+            return failed_names(work.draft_checks if known else examine(work.request.checks, text))
 
-        def denoise_again(clamp: tuple[int | None, ...]) -> Draft:
+        def redraft(clamp: Clamp) -> Draft:
             again = replace(work.job(deadline, None), seed=(work.seed + 1) % 2**63, clamp=clamp)
             return drafter.draft([again])[0]
 
-        if params.mode == "best_of":
-            drafts = [draft, *work.more_drafts]
-            return best_of(refiner, work.request, drafts, params, deadline, failed)
-        return repair(refiner, work.request, draft, params, denoise_again, failed)
+        return Assignment(
+            request=work.request,
+            draft=draft,
+            params=work.plan.refine,
+            max_new_tokens=work.plan.max_new_tokens,
+            deadline=deadline,
+            refiner=self.models.refiner,
+            sampling=work.sampling,
+            failed_checks=failed,
+            redraft=redraft,
+            more_drafts=work.more_drafts,
+            opened=guide.session if guide else None,
+        )
 
     def _take_turn(self, work: "_Work", deadline: Deadline) -> bool:
         """Wait to refine: more at once than processors are left by drafting makes all of them late.
@@ -245,6 +263,7 @@ class _Work:
     verdict: Verdict | None = None
     refinement: Refinement | None = None
     more_drafts: list[Draft] = field(default_factory=list)
+    guide: RefinerGuide | None = None
     draft_checks: tuple[CheckOutcome, ...] = ()
     checks: tuple[CheckOutcome, ...] = ()
     is_harmed: bool = False
@@ -252,6 +271,11 @@ class _Work:
 
     def __post_init__(self) -> None:
         self.seed = secrets.randbits(31) if self.request.seed is None else self.request.seed
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the refiner chooses its tokens."""
+        return Sampling(self.plan.refine.temperature, self.seed)
 
     def finish(self, stage: str) -> None:
         self.finished[stage] = time.monotonic()
@@ -267,7 +291,8 @@ class _Work:
             max_new_tokens=self.plan.max_new_tokens,
             deadline=deadline,
             on_step=on_step,
-            self_score=refining.mode != "none" and refining.scorer == "self",
+            self_score=refining.mode != "none" and refining.scorer != "refiner",
+            guide=self.guide,
         )
 
     def examine(self) -> None:

@@ -4,12 +4,33 @@ Both take whole requests and encode prompts themselves, so that a backend may li
 machine. Token ids are shared: a refiner reads the drafter's ids, never its text.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hybrid.deadline import Deadline
 from hybrid.types import Denoised, Draft, DraftParams, FinishReason, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """Places of a canvas to hold fast from now on, and places to begin again from noise."""
+
+    approved: frozenset[int] = frozenset()
+    vetoed: frozenset[int] = frozenset()
+
+
+class Guide(Protocol):
+    """Somebody who votes on a canvas while it is denoised; never raises but when cancelled."""
+
+    @property
+    def every(self) -> int:
+        """Steps between two reviews; a canvas that would end is reviewed too."""
+        ...
+
+    def review(self, before: Sequence[int], token_ids: Sequence[int]) -> Votes:
+        """The votes on a canvas's answer so far, which follows the tokens `before`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +40,7 @@ class DraftJob:
     `seed` alone fixes the row's random numbers, whatever else is in the batch. `warm_start` token
     ids, if any, are the first canvas instead of noise. `clamp`, if any, is the whole answer, one
     canvas of it: token ids to keep, None where the drafter writes. `self_score` asks for
-    `self_logprobs`.
+    `self_logprobs`. `guide`, if any, votes on the canvas every few steps.
     """
 
     request: Request
@@ -31,10 +52,16 @@ class DraftJob:
     warm_start: tuple[int, ...] = ()
     clamp: tuple[int | None, ...] = ()
     self_score: bool = False
+    guide: Guide | None = None
 
 
 class Drafter(Protocol):
     """Writes whole answers at once by denoising."""
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Token ids by their text, without special tokens."""
+        ...
 
     @property
     def canvas_length(self) -> int:
@@ -133,14 +160,36 @@ class Scores:
     """The refiner's view of given tokens: log-probability of each, and its own choice instead.
 
     `choices` has one entry more than `logprobs`: what the refiner would write after the last token.
+    They follow the session's sampling, log-probabilities are those at temperature 1.
     """
 
     logprobs: tuple[float, ...]
     choices: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a refiner chooses its tokens: the likeliest at temperature 0, else at random.
+
+    The random numbers depend on seed and place alone. So the same text comes out whatever part of
+    it was proposed by a draft, and accepting a draft where it agrees is the exact accept/reject
+    rule for a proposal without a distribution of its own (Leviathan et al. 2023, section 2.3).
+    """
+
+    temperature: float = 0.0
+    seed: int = 0
+
+
+Until = Callable[[Sequence[int]], bool]
+
+
 class RefinerSession(Protocol):
     """A refiner at work on one request; keeps the cache of everything it has read."""
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of the answer that it has read."""
+        ...
 
     @property
     def max_answer_tokens(self) -> int:
@@ -160,19 +209,30 @@ class RefinerSession(Protocol):
         """Forget all but the prompt and the first `answer_tokens` tokens of the answer."""
         ...
 
-    def continue_greedily(
-        self, token_ids: Sequence[int], max_new_tokens: int, deadline: Deadline
+    def write(
+        self,
+        token_ids: Sequence[int],
+        max_new_tokens: int,
+        until: Until | None = None,
+        source: Sequence[int] = (),
     ) -> tuple[tuple[int, ...], FinishReason]:
-        """Read `token_ids`, then write arg-max tokens up to and including an end token.
+        """Read `token_ids`, then write tokens of its own up to and including an end token.
 
-        Returns the written tokens only. Stops with "budget" at the deadline and raises Cancelled
-        when cancelled.
+        Returns the written tokens only. Stops with "length" at the limit, or once `until` says yes
+        to what is written, with "budget" at the deadline, and raises Cancelled when cancelled.
+        `source` is text that will be copied in part: it changes the number of passes, not the
+        answer.
         """
         ...
 
 
 class Refiner(Protocol):
     """An autoregressive model that scores, continues and writes."""
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Token ids by their text, without special tokens."""
+        ...
 
     @property
     def end_token_ids(self) -> frozenset[int]:
@@ -183,10 +243,17 @@ class Refiner(Protocol):
         """Tokens of the rendered prompt."""
         ...
 
-    def open(self, request: Request, max_answer_tokens: int) -> RefinerSession:
+    def open(
+        self,
+        request: Request,
+        max_answer_tokens: int,
+        deadline: Deadline | None = None,
+        sampling: Sampling | None = None,
+    ) -> RefinerSession:
         """A session on the request's prompt, with room for an answer as far as the context allows.
 
-        Reads nothing yet. Raises RequestError if the prompt does not fit in the context.
+        Reads nothing yet. Raises RequestError if the prompt does not fit in the context, and
+        CapabilityError for a sampling that it cannot do.
         """
         ...
 

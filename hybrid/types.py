@@ -10,9 +10,11 @@ from typing import Literal, Protocol, runtime_checkable
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "budget"]  # end token, max_new_tokens or context, deadline
-RefineMode = Literal["none", "score", "best_of", "repair", "cascade", "verify", "generate"]
-Guarantee = Literal["draft", "guarded", "ar_or_draft", "lossless"]
-Scorer = Literal["refiner", "self"]
+RefineMode = Literal[
+    "none", "score", "best_of", "repair", "guide", "cascade", "verify", "rewrite", "generate"
+]
+Guarantee = Literal["none", "draft", "guarded", "ar_or_draft", "lossless"]
+Scorer = Literal["refiner", "self", "entropy"]
 DEFAULT_TOKEN_LOGPROB = -4.0  # cascade's threshold where neither is given
 SignalValue = str | int | float | bool
 TaskSource = Literal["given", "recognised", "classified", "default"]
@@ -134,7 +136,9 @@ class DraftParams:
 class RefineParams:
     """How the autoregressive model acts on the draft, and when a draft is good enough for it.
 
-    `drafts` is how many `best_of` chooses from.
+    `drafts` is how many `best_of` chooses from, `repair_with` who rewrites weak tokens,
+    `guide_every` the denoising steps between two reviews. At `temperature` 0 the refiner writes
+    greedily.
     """
 
     mode: RefineMode = "none"
@@ -142,6 +146,9 @@ class RefineParams:
     min_mean_logprob: float | None = None
     min_token_logprob: float | None = None
     drafts: int = 4
+    repair_with: Literal["drafter", "refiner"] = "drafter"
+    guide_every: int = 4
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +250,13 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One change to the draft: characters [start, end) of its text, before and after."""
+    """One change to the draft: characters [start, end) of its text, before and after, and why."""
 
     start: int
     end: int
     old: str
     new: str
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

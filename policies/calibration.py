@@ -9,10 +9,11 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 from hybrid.deadline import Deadline
+from hybrid.errors import HybridError
 from hybrid.policies.latency import LatencyModel, quantile
 from hybrid.policies.measurements import (
     Measurement,
@@ -28,6 +29,8 @@ SHORT, LONG, LONGEST = "add 12 + 34", "add 12 + 34 " * 8, "add 12 + 34 " * 40
 _QUICK_ROUNDS, _LEAST_ROUNDS = 6, 12
 _QUICK_STEPS, _STEPS, _TOKENS = (4,), (2, 8), 8
 _QUICK_SPREAD, _LEAST_SPREAD, _MOST_SPREAD = 1.15, 1.02, 10.0
+_PATIENCE_S = 20.0  # with a server, for one sample
+_UNKNOWN_READ_S, _UNKNOWN_TOKEN_S = 0.1, 0.02  # of a refiner that does not answer just now
 _PARTS = ("overhead", "prefill", "step", "commit", "read", "token")
 
 Progress = Callable[[float], None]
@@ -40,13 +43,20 @@ def load_or_measure(
     """This machine's costs for a policy's pair: the kept ones while they hold, or measured anew.
 
     A quick measurement never replaces a calibration. Either way the models have run afterwards:
-    their first pass is many times slower than others.
+    their first pass is many times slower than others. A refiner that fails (a server that is down)
+    does not keep the drafter from its work: its costs are guessed, this once.
     """
     file = cache_file(policy)
     kept = read_measurement(file)
     if isinstance(kept, Measurement) and still_holds(kept.costs, drafter, refiner):
         return kept
-    measured = Measurement(measure(drafter, refiner), "quick", now())
+    try:
+        measured = Measurement(measure(drafter, refiner), "quick", now())
+    except HybridError:
+        if drafter is None or refiner is None:
+            raise
+        costs = replace(measure(drafter, None), read_s=_UNKNOWN_READ_S, token_s=_UNKNOWN_TOKEN_S)
+        return Measurement(costs, "quick", now())
     if not (isinstance(kept, Measurement) and kept.method == "calibrated"):
         write_measurement(file, measured, policy)
     return measured
@@ -58,7 +68,10 @@ def now() -> str:
 
 
 def still_holds(costs: LatencyModel, drafter: Drafter | None, refiner: Refiner | None) -> bool:
-    """Whether one step and one token take what the costs say, within a factor of two."""
+    """Whether one step and one token take what the costs say, within a factor of two.
+
+    A refiner that fails is left out.
+    """
     request = _ask(SHORT)
     expected, fastest = 0.0, math.inf
     for is_warm in (False, True, True, True):  # the first passes are slow for once
@@ -69,8 +82,11 @@ def still_holds(costs: LatencyModel, drafter: Drafter | None, refiner: Refiner |
             prompt_tokens = drafter.count_prompt_tokens(request)
             expected += costs.draft(prompt_tokens, 1, 1, 1).p50_s + costs.commit_s
         if refiner is not None:
-            refiner.open(request, 1).continue_greedily((), 1, Deadline())
-            expected += costs.read(refiner.count_prompt_tokens(request)).p50_s
+            try:
+                refiner.open(request, 1, Deadline.after(_PATIENCE_S)).write((), 1)
+                expected += costs.read(refiner.count_prompt_tokens(request)).p50_s
+            except HybridError:
+                refiner, started = None, math.inf
         if is_warm:
             fastest = min(fastest, time.perf_counter() - started)
     return expected / 2 < fastest < expected * 2
@@ -152,16 +168,18 @@ def _sample_draft(samples: Samples, drafter: Drafter, prompt: str, cap: int, see
 def _sample_answer(samples: Samples, refiner: Refiner, prompt: str) -> None:
     request = _ask(prompt)
     started = time.perf_counter()
-    session = refiner.open(request, _TOKENS + 1)
+    session = refiner.open(request, 2 * _TOKENS, Deadline.after(_PATIENCE_S))
     session.score(())
-    read = time.perf_counter()
+    read, before = time.perf_counter(), session.forward_passes
     written: tuple[int, ...] = ()
-    for _ in range(_TOKENS):  # one at a time, so that an early end does not cut it short
-        written, _reason = session.continue_greedily(written[-1:], 1, Deadline())
-    done = time.perf_counter()
+    while session.forward_passes < before + _TOKENS:  # an answer may end early: go on behind it
+        written, reason = session.write(written[-1:], _TOKENS)
+        if reason == "budget" or not written:
+            break
+    passes, done = session.forward_passes - before, time.perf_counter()
     tokens = refiner.count_prompt_tokens(request)
     samples["read"].append((tokens, read - started))
-    samples["token"].append((tokens, (done - read) / _TOKENS))
+    samples["token"].append((tokens, (done - read) / passes if passes else read - started))
 
 
 def _add(samples: Samples, more: Samples) -> None:

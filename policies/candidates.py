@@ -27,6 +27,8 @@ _USED_PRIOR = 12.0  # steps used at p50 where nothing is measured; the model's g
 _AGREEMENT_PRIOR = 0.7  # share of a draft of many steps that verify keeps
 _BEST_OF_RECOVERY = 0.5  # share of a wrong draft's failures that another draft mends, if right
 _REPAIR_RECOVERY = 0.2  # share of a draft's failures that show in its scores and can be mended
+_GUIDE_RECOVERY = 0.5  # of what the refiner would have got right
+_REWRITE_RECOVERY = 0.8
 _CASCADE_RECOVERY = 0.9  # share of a draft's failures that a cascade notices and mends
 
 
@@ -89,7 +91,7 @@ def list_candidates(
     canvases = max(1, math.ceil(tokens.p50 / (latency.canvas_length or tokens.p50)))
     caps, curves = settings.steps, _curves(settings.steps, measured)
     request = forecast(latency, task, prompt, tokens, canvases, caps, curves.used)
-    by_itself = settings.refine.scorer == "self"
+    by_itself = settings.refine.scorer != "refiner"
 
     found: list[int | None] = []
     modes: list[RefineMode] = []
@@ -100,8 +102,10 @@ def list_candidates(
             median, late = np.array([alone.p50_s]), np.array([alone.p95_s])
             found.append(None)
         else:
-            count = settings.refine.drafts
-            median, late = request.draft_and(mode, by_itself, curves.agreement, count)
+            refine = settings.refine
+            median, late = request.draft_and(
+                mode, by_itself, curves.agreement, refine.drafts, refine.guide_every
+            )
             found.extend(caps)
         modes.extend([mode] * len(median))
         p50_s.append(median)
@@ -152,13 +156,18 @@ def _expect_by_prior(caps: tuple[int, ...]) -> _Curves:
 def _qualities(drafts: Sequence[float], refiner: float) -> dict[RefineMode, Column]:
     """Of drafts under every refine mode, and of the refiner alone."""
     draft = np.array([round(quality, 2) for quality in drafts])
-    mended = refiner * _CASCADE_RECOVERY
+
+    def mended(share: float) -> Column:
+        return np.array([round(q + (1 - q) * refiner * share, 2) for q in drafts])
+
     return {
         "none": draft,
         "score": draft,
         "repair": np.array([round(q + (1 - q) * _REPAIR_RECOVERY, 2) for q in drafts]),
         "best_of": np.array([round(q + (1 - q) * q * _BEST_OF_RECOVERY, 2) for q in drafts]),
-        "cascade": np.array([round(quality + (1 - quality) * mended, 2) for quality in drafts]),
+        "guide": mended(_GUIDE_RECOVERY),
+        "rewrite": mended(_REWRITE_RECOVERY),
+        "cascade": mended(_CASCADE_RECOVERY),
         "verify": np.full_like(draft, round(refiner, 2)),
         "generate": np.array([round(refiner, 2)]),
     }

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from hybrid.errors import did_you_mean
+from hybrid.modes import MODES
 from hybrid.policies.schema import (
     CountBounds,
     DraftSection,
@@ -16,6 +17,7 @@ from hybrid.types import DraftParams, RefineMode
 
 Parts = tuple[str | int, ...]
 Contradiction = tuple[Parts, str]
+_OF_SERVERS = {"url", "served_as", "api_key_env", "timeout"}
 
 
 def find_contradictions(policy: Policy, inherited_rules: int = 0) -> list[Contradiction]:
@@ -31,6 +33,12 @@ def find_contradictions(policy: Policy, inherited_rules: int = 0) -> list[Contra
 def _models(policy: Policy) -> Iterator[Contradiction]:
     if policy.models.drafter is None and policy.models.refiner is None:
         yield ("models",), "names neither a drafter nor a refiner"
+    refiner = policy.models.refiner
+    if refiner is not None and refiner.backend == "vllm" and refiner.url is None:
+        yield ("models", "refiner"), "backend vllm needs the server's url"
+    if refiner is not None and refiner.backend != "vllm":
+        for key in sorted(refiner.model_fields_set & _OF_SERVERS):
+            yield ("models", "refiner", key), f"is for backend vllm, not {refiner.backend}"
 
 
 def _drafting(policy: Policy) -> Iterator[Contradiction]:
@@ -71,13 +79,14 @@ def _refining(policy: Policy) -> Iterator[Contradiction]:
         return  # told once is enough
     for place, refine, inherited in _refine_sections(policy):
         for mode in refine.mode or inherited:
-            needs_refiner = mode in ("verify", "cascade", "generate")
-            if needs_refiner and policy.models.refiner is None:
+            if MODES[mode].needs_refiner and policy.models.refiner is None:
                 yield (*place, "refine", "mode"), f"{mode} needs models.refiner, which is null"
-            if mode != "generate" and policy.models.drafter is None:
+            if MODES[mode].needs_drafter and policy.models.drafter is None:
                 yield (*place, "refine", "mode"), f"{mode} needs models.drafter, which is null"
         if refine.scorer == "refiner" and policy.models.refiner is None:
             yield (*place, "refine", "scorer"), "refiner needs models.refiner, which is null"
+        if refine.repair_with == "refiner" and policy.models.refiner is None:
+            yield (*place, "refine", "repair_with"), "refiner needs models.refiner, which is null"
 
 
 def _refine_sections(

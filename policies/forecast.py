@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid.modes import MODES, Cost
 from hybrid.policies.latency import Latency, LatencyModel, Quantiles, cap_range
 from hybrid.types import RefineMode
 
@@ -46,40 +47,48 @@ class Forecast:
         return Latency(p50_s, max(p50_s, alone.p95_s * factors.p95))
 
     def draft_and(
-        self, mode: RefineMode, by_itself: bool, kept: Column, drafts: int = 1
+        self,
+        mode: RefineMode,
+        by_itself: bool,
+        kept: Column,
+        drafts: int = 1,
+        review_every: int = 1,
     ) -> Columns:
         """A draft at each cap, refined so: p50 and p95 in seconds.
 
         `by_itself`: the draft is judged by its own scores; `kept` is the share of it that the
         refiner is expected to keep, where nothing is learned; `drafts` are how many `best_of`
-        chooses from.
+        chooses from, `review_every` the steps between two reviews of `guide`.
         """
-        factors = self.latency.correction(self.task, mode)
-        read = self._reading(mode, by_itself)
+        factors, cost = self.latency.correction(self.task, mode), MODES[mode].cost
+        read = self._reading(cost, by_itself)
         usual, most = self.drafts_s + read.p50_s, self.late_s + read.p95_s
-        if mode == "best_of":
+        if cost.drafts == "several":
             rows = 1 + _ANOTHER_ROW * (drafts - 1)
             usual, most = usual * rows, most * rows
-        elif mode == "repair":  # some drafts are denoised a second time
+        elif cost.drafts == "again":  # some drafts are denoised a second time
             usual, most = usual + _REDONE * self.drafts_s, most + self.late_s
-        if mode in ("cascade", "verify"):
+        if cost.reviews:
+            reviews = np.ceil(_column(self.caps) / review_every)
+            usual, most = usual + reviews * read.p50_s, most + reviews * read.p95_s
+        if cost.writes == "what differs":
             more, at_most = self._writing(mode, by_itself, kept)
             usual, most = usual + more, most + at_most
         usual, most = usual * factors.p50, most * factors.p95
         return usual, np.maximum(most, usual) if factors.p95 < factors.p50 else most
 
-    def _reading(self, mode: RefineMode, by_itself: bool) -> Latency:
+    def _reading(self, cost: Cost, by_itself: bool) -> Latency:
         """The refiner's pass over the draft, or the drafter's own."""
-        if mode == "none":
+        if cost.reads == "nobody":
             return Latency(0.0, 0.0)
-        if by_itself and mode in ("score", "best_of", "repair", "cascade"):
+        if by_itself and cost.reads == "scorer":
             return self.latency.commit(1)
         return self.latency.read(self.prompt_tokens + self.tokens.p50)
 
     def _writing(self, mode: RefineMode, by_itself: bool, kept: Column) -> Columns:
         """What the refiner writes after a draft at each cap: seconds at p50 and p95."""
         writing = self.latency.write(self.tokens.p50, self.tokens.p95)
-        if by_itself and mode == "cascade":  # only drafts that fail are read by the refiner
+        if by_itself and MODES[mode].cost.reads == "scorer":  # the refiner reads only what fails
             writing += self.latency.read(self.prompt_tokens + self.tokens.p50)
         known = self.latency.work.get(self.task)
         learned = known.written if known else {}

@@ -143,9 +143,29 @@ class ModelSection(Section):
 
 
 class RefinerModelSection(ModelSection):
-    """The refiner; only the native stack can score and continue over one cache."""
+    """The refiner. A server's tokens are its model's: `model` names the tokenizer to read here."""
 
-    backend: Literal["native"] = Field(default="native", description="hybrid's own stack.")
+    backend: Literal["native", "huggingface", "vllm"] = Field(  # type: ignore[assignment]
+        default="native",
+        description="native: hybrid's own stack; huggingface: transformers; vllm: a server that "
+        "speaks OpenAI's protocol with vLLM's additions.",
+    )
+    url: str | None = Field(
+        default=None,
+        pattern=r"^https?://\S+$",
+        description="vllm: the server, such as http://localhost:8000/v1.",
+    )
+    served_as: str | None = Field(
+        default=None, min_length=1, description="vllm: the server's name for it, if not `model`."
+    )
+    api_key_env: str = Field(
+        default="OPENAI_API_KEY",
+        min_length=1,
+        description="vllm: the environment variable with the server's key, if it wants one.",
+    )
+    timeout: Duration = Field(
+        default=30.0, description="vllm: the longest wait for one answer of the server."
+    )
 
 
 class ModelsSection(Section):
@@ -186,14 +206,28 @@ class RefineSection(Section):
     mode: Modes | None = Field(
         default=None,
         description="One mode is an order, a list the planner's choice: none, score, best_of "
-        "(several drafts), repair (weak tokens denoised again), cascade, verify (equal to greedy "
-        "decoding), generate (no draft at all).",
+        "(several drafts), repair (weak tokens rewritten), guide (votes while denoising), cascade, "
+        "verify (equal to the refiner alone), rewrite (with the draft in the prompt), generate (no "
+        "draft at all).",
     )
     scorer: Scorer | None = Field(
-        default=None, description="Who scores a draft: the refiner, or the drafter itself (self)."
+        default=None,
+        description="Who scores a draft: the refiner, the drafter itself (self), or the entropy of "
+        "its last step.",
     )
     min_mean_logprob: float | None = Field(
         default=None, le=0, description="cascade: a draft below this mean is not accepted."
+    )
+    temperature: float | None = Field(
+        default=None,
+        ge=0,
+        description="Of what the refiner writes: 0, the default, takes the likeliest tokens.",
+    )
+    repair_with: Literal["drafter", "refiner"] | None = Field(
+        default=None, description="repair: who rewrites weak tokens; the drafter if left out."
+    )
+    guide_every: int | None = Field(
+        default=None, ge=1, description="guide: denoising steps between reviews; 4 if left out."
     )
     drafts: int | None = Field(
         default=None, ge=2, le=16, description="best_of: drafts to choose from; 4 if left out."

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from hybrid.errors import RequestError
+from hybrid.modes import MODES
 from hybrid.policies.schema import DraftSection, Policy, RuleSection
 from hybrid.types import (
     DEFAULT_TOKEN_LOGPROB,
@@ -89,8 +90,10 @@ def _refine_params(refines: list[Any], policy: Policy) -> RefineParams:
     scorer: Scorer | None = _first(*(r.scorer for r in refines))
     if scorer is None:
         scorer = "self" if policy.models.refiner is None else "refiner"
-    drafts = _first(*(r.drafts for r in refines), RefineParams().drafts)
-    return RefineParams("none", scorer, mean, token, drafts)
+    names = ("drafts", "repair_with", "guide_every", "temperature")
+    given = {name: _first(*(getattr(r, name) for r in refines)) for name in names}
+    others = {name: value for name, value in given.items() if value is not None}
+    return RefineParams("none", scorer, mean, token, **others)
 
 
 def _modes(
@@ -117,9 +120,9 @@ def _modes(
 
 
 def _check_wish(wish: RefineMode, request: Request, policy: Policy) -> None:
-    if wish in ("cascade", "verify", "generate") and policy.models.refiner is None:
+    if MODES[wish].needs_refiner and policy.models.refiner is None:
         raise RequestError("refine", wish, f"policy {policy.name} has no refiner: none or score")
-    if wish != "generate" and policy.models.drafter is None:
+    if MODES[wish].needs_drafter and policy.models.drafter is None:
         raise RequestError("refine", wish, f"policy {policy.name} has no drafter: generate")
 
 

@@ -1,25 +1,45 @@
 """An autoregressive Gemma 4 on the native stack, with one cache from scoring to continuing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from hybrid.deadline import Deadline
 from hybrid.errors import RequestError
-from hybrid.gemma.model import GemmaModel, load_model
+from hybrid.gemma.model import load_model
 from hybrid.gemma.threads import Threads
 from hybrid.gemma.tokenizer import ChatTokenizer
-from hybrid.protocols import Scores
+from hybrid.kernels.noise import gumbel_torch, position_keys_torch, row_key
+from hybrid.protocols import Sampling, Scores, Until
+from hybrid.refiners.speculation import Source
 from hybrid.types import FinishReason, Request
+
+_PURPOSE = 2  # of the random numbers; drafters use 0 and 1
+
+
+class CausalModel(Protocol):
+    """What a session needs of a model; `hybrid.gemma.model.GemmaModel` has it."""
+
+    config: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    def new_cache(self, batch_size: int, capacity: int, spare: int | None = None) -> Any: ...
+
+    def encode(
+        self, token_ids: Tensor, lengths: Sequence[int], cache: Any, rows: Sequence[int]
+    ) -> Tensor: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
 
 
 class GemmaRefiner:
     """A refiner (see `hybrid.protocols.Refiner`) on a Gemma 4 of any size."""
 
-    def __init__(self, model: GemmaModel, tokenizer: ChatTokenizer) -> None:
+    def __init__(self, model: CausalModel, tokenizer: ChatTokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
 
     @classmethod
@@ -28,26 +48,43 @@ class GemmaRefiner:
         return cls(load_model(path, device=device), ChatTokenizer.from_directory(path))
 
     @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """See `Refiner.vocabulary`."""
+        return self.tokenizer.vocabulary
+
+    @property
     def end_token_ids(self) -> frozenset[int]:
         """See `Refiner.end_token_ids`."""
-        return self.model.config.end_token_ids
+        ends: frozenset[int] = self.model.config.end_token_ids
+        return ends
 
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Refiner.count_prompt_tokens`."""
         return len(self.tokenizer.encode_conversation(request.conversation))
 
-    def open(self, request: Request, max_answer_tokens: int) -> "GemmaSession":
+    def open(
+        self,
+        request: Request,
+        max_answer_tokens: int,
+        deadline: Deadline | None = None,
+        sampling: Sampling | None = None,
+    ) -> "GemmaSession":
         """See `Refiner.open`."""
         prompt = self.tokenizer.encode_conversation(request.conversation)
-        most = self.model.config.max_position_embeddings
-        if len(prompt) >= most:
-            allowed = f"the prompt must leave room in the context: at most {most - 1} tokens"
-            raise RequestError("prompt", f"{len(prompt)} tokens", allowed)
-        return GemmaSession(self.model, prompt, min(max_answer_tokens, most - len(prompt)))
+        room = answer_room(prompt, max_answer_tokens, self.model.config.max_position_embeddings)
+        return GemmaSession(self.model, prompt, room, deadline, sampling)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """See `Refiner.decode`."""
         return self.tokenizer.decode(token_ids)
+
+
+def answer_room(prompt: Sequence[int], max_answer_tokens: int, context: int) -> int:
+    """Tokens that an answer may have after a prompt; raises RequestError if there is no room."""
+    if len(prompt) >= context:
+        allowed = f"the prompt must leave room in the context: at most {context - 1} tokens"
+        raise RequestError("prompt", f"{len(prompt)} tokens", allowed)
+    return min(max_answer_tokens, context - len(prompt))
 
 
 class GemmaSession:
@@ -57,8 +94,16 @@ class GemmaSession:
     that rewinding needs no pass.
     """
 
-    def __init__(self, model: GemmaModel, prompt: list[int], max_answer_tokens: int) -> None:
+    def __init__(
+        self,
+        model: CausalModel,
+        prompt: list[int],
+        max_answer_tokens: int,
+        deadline: Deadline | None = None,
+        sampling: Sampling | None = None,
+    ) -> None:
         self._model, self._prompt = model, prompt
+        self._deadline, self._sampling = deadline or Deadline(), sampling or Sampling()
         self.max_answer_tokens = max_answer_tokens
         capacity = len(prompt) + max_answer_tokens
         self._cache = model.new_cache(1, capacity, spare=max_answer_tokens)
@@ -69,6 +114,11 @@ class GemmaSession:
         self._threads = Threads.of(model.config)
 
     @property
+    def answer_tokens(self) -> int:
+        """See `RefinerSession.answer_tokens`."""
+        return max(0, len(self._states) - 1)
+
+    @property
     def forward_passes(self) -> int:
         """See `RefinerSession.forward_passes`."""
         return self._passes
@@ -76,47 +126,88 @@ class GemmaSession:
     @torch.inference_mode()
     def score(self, token_ids: Sequence[int]) -> Scores:
         """See `RefinerSession.score`."""
-        first = max(0, len(self._states) - 1)
+        first = self.answer_tokens
         with self._threads:
             self._read(token_ids)
             logits = self._model.logits(self._states[first:])
             # Not of the log-probabilities: rounding makes ties that greedy decoding never sees.
-            choices: list[int] = logits.argmax(-1).tolist()
+            choices = self._choose(logits, first)
             log_p = logits.log_softmax(-1)
             logprobs: list[float] = log_p[range(len(token_ids)), list(token_ids)].tolist()
         return Scores(tuple(logprobs), tuple(choices))
 
     def rewind(self, answer_tokens: int) -> None:
         """See `RefinerSession.rewind`."""
-        self._cache.rollback([0], [len(self._prompt) + answer_tokens])
-        self._states = self._states[: answer_tokens + 1]
+        if answer_tokens < self.answer_tokens:
+            self._cache.rollback([0], [len(self._prompt) + answer_tokens])
+            self._states = self._states[: answer_tokens + 1]
 
     @torch.inference_mode()
-    def continue_greedily(
-        self, token_ids: Sequence[int], max_new_tokens: int, deadline: Deadline
+    def write(
+        self,
+        token_ids: Sequence[int],
+        max_new_tokens: int,
+        until: Until | None = None,
+        source: Sequence[int] = (),
     ) -> tuple[tuple[int, ...], FinishReason]:
-        """See `RefinerSession.continue_greedily`."""
+        """See `RefinerSession.write`."""
+        room = self.max_answer_tokens - self.answer_tokens - len(token_ids)
         with self._threads:
-            return self._continue(token_ids, max_new_tokens, deadline)
+            return self._write(token_ids, min(max_new_tokens, room), until, Source(source))
 
-    def _continue(
-        self, token_ids: Sequence[int], max_new_tokens: int, deadline: Deadline
+    def _write(
+        self, token_ids: Sequence[int], limit: int, until: Until | None, source: Source
     ) -> tuple[tuple[int, ...], FinishReason]:
-        if token_ids or not len(self._states):
-            self._read(token_ids)
         written: list[int] = []
-        limit = min(max_new_tokens, self.max_answer_tokens - (len(self._states) - 1))
+        unread = tuple(token_ids)
         while len(written) < limit:
-            deadline.raise_if_cancelled()
-            if deadline.expired:
+            self._deadline.raise_if_cancelled()
+            if self._deadline.expired:
                 return tuple(written), "budget"
-            token = int(self._model.logits(self._states[-1]).argmax())
-            written.append(token)
-            if token in self._model.config.end_token_ids:
-                return tuple(written), "stop"
-            if len(written) < limit:
-                self._read([token])
+            proposed = source.propose(limit - len(written) - 1)
+            first = self.answer_tokens + len(unread)
+            if unread or proposed or not len(self._states):
+                self._read((*unread, *proposed))
+            logits = self._model.logits(self._states[first:])
+            before = len(written)
+            reason = self._take(written, self._choose(logits, first), proposed, limit, until)
+            self.rewind(first + len(written) - before - 1)
+            if reason:
+                return tuple(written), reason
+            source.follow(written, len(written) - before)
+            unread = (written[-1],)
         return tuple(written), "length"
+
+    def _take(
+        self,
+        written: list[int],
+        choices: Sequence[int],
+        proposed: Sequence[int],
+        limit: int,
+        until: Until | None,
+    ) -> FinishReason | None:
+        """Append own choices as far as the proposed tokens before them were the same."""
+        for choice, expected in zip(choices, (*proposed, None), strict=True):
+            written.append(choice)
+            if choice in self._model.config.end_token_ids:
+                return "stop"
+            if len(written) == limit or (until is not None and until(written)):
+                return "length"
+            if choice != expected:
+                break
+        return None
+
+    def _choose(self, logits: Tensor, first: int) -> list[int]:
+        """A token for each row of logits [n, V], the answer's `first` and following ones."""
+        if not self._sampling.temperature:
+            chosen: list[int] = logits.argmax(-1).tolist()
+            return chosen
+        key = torch.tensor([row_key(self._sampling.seed, 0, 0, _PURPOSE)], device=logits.device)
+        keys = position_keys_torch(key.to(torch.int32), first + len(logits))[0, first:]
+        return [
+            int((row / self._sampling.temperature).add_(gumbel_torch(one, len(row))).argmax())
+            for row, one in zip(logits, keys, strict=True)
+        ]
 
     def _read(self, token_ids: Sequence[int]) -> None:
         """Read tokens in one pass, after the prompt if that has not been read yet."""

@@ -10,10 +10,11 @@ from typing import Literal
 
 from hybrid.deadline import Deadline
 from hybrid.errors import BackendError, RequestError
-from hybrid.protocols import Scores
+from hybrid.protocols import Sampling, Scores, Until
 from hybrid.types import FinishReason, Request
 
 END = 256
+Stage = Literal["open", "score", "continue"]
 _SURE, _DOUBTFUL = -0.1, -5.0
 
 
@@ -22,20 +23,33 @@ class ScriptedRefiner:
     """Answers by prompt; `fails_at` makes that stage raise BackendError."""
 
     answers: Mapping[str, str]
-    fails_at: Literal["score", "continue"] | None = None
+    fails_at: Stage | None = None
     end_token_ids: frozenset[int] = field(default=frozenset({END}), init=False)
 
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Refiner.count_prompt_tokens`."""
         return len(request.conversation[-1].content.encode())
 
-    def open(self, request: Request, max_answer_tokens: int) -> "ScriptedSession":
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """See `Refiner.vocabulary`: the bytes, by their number."""
+        return {str(byte): byte for byte in range(END)}
+
+    def open(
+        self,
+        request: Request,
+        max_answer_tokens: int,
+        deadline: Deadline | None = None,
+        sampling: Sampling | None = None,
+    ) -> "ScriptedSession":
         """See `Refiner.open`; raises RequestError for a prompt without an answer."""
+        if self.fails_at == "open":
+            raise BackendError("open", "scripted failure", retryable=True)
         prompt = request.conversation[-1].content
         if prompt not in self.answers:
             raise RequestError("prompt", prompt, f"scripted are {sorted(self.answers)}")
         answer = [*self.answers[prompt].encode(), END]
-        return ScriptedSession(answer, self.fails_at, max_answer_tokens)
+        return ScriptedSession(answer, self.fails_at, max_answer_tokens, deadline or Deadline())
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """See `Refiner.decode`."""
@@ -47,10 +61,16 @@ class ScriptedSession:
     """See `hybrid.protocols.RefinerSession`; `read` are the answer tokens read so far."""
 
     answer: list[int]
-    fails_at: Literal["score", "continue"] | None
+    fails_at: Stage | None
     max_answer_tokens: int
+    deadline: Deadline
     read: list[int] = field(default_factory=list)
     forward_passes: int = 0
+
+    @property
+    def answer_tokens(self) -> int:
+        """See `RefinerSession.answer_tokens`."""
+        return len(self.read)
 
     def score(self, token_ids: Sequence[int]) -> Scores:
         """See `RefinerSession.score`."""
@@ -69,23 +89,29 @@ class ScriptedSession:
         """See `RefinerSession.rewind`."""
         del self.read[answer_tokens:]
 
-    def continue_greedily(
-        self, token_ids: Sequence[int], max_new_tokens: int, deadline: Deadline
+    def write(
+        self,
+        token_ids: Sequence[int],
+        max_new_tokens: int,
+        until: Until | None = None,
+        source: Sequence[int] = (),
     ) -> tuple[tuple[int, ...], FinishReason]:
-        """See `RefinerSession.continue_greedily`."""
+        """See `RefinerSession.write`; a pass a token, whatever the source."""
         if self.fails_at == "continue":
             raise BackendError("continue", "scripted failure", retryable=True)
         self.read += token_ids
         written: list[int] = []
         while len(written) < max_new_tokens:
-            deadline.raise_if_cancelled()
-            if deadline.expired:
+            self.deadline.raise_if_cancelled()
+            if self.deadline.expired:
                 return tuple(written), "budget"
+            self.read += written[-1:]
             self.forward_passes += 1
             written.append(self._choice())
-            self.read.append(written[-1])
             if written[-1] == END:
                 return tuple(written), "stop"
+            if until is not None and until(written):
+                break
         return tuple(written), "length"
 
     def _choice(self) -> int:

@@ -1,22 +1,21 @@
 """`verify`: keep what the refiner would have written itself, then let it go on.
 
-The draft is read in one pass. Its longest prefix of the refiner's own arg-max tokens stays; the
-rest is the refiner's. The answer is token for token what greedy decoding alone would have written,
-and each accepted token has saved a pass.
+The draft is read in one pass. Its longest prefix of the refiner's own choices stays; the rest is
+the refiner's. The answer is token for token what the refiner alone would have written, greedily or
+with the same seed, and each accepted token has saved a pass.
 """
 
 from collections.abc import Sequence, Set
 
-from hybrid.protocols import RefinerSession
-from hybrid.refiners.outcome import Assignment, Outcome, continue_from
+from hybrid.refiners.assignment import Assignment, Outcome, continue_from
 from hybrid.types import Verdict
 
 
-def verify(session: RefinerSession, assignment: Assignment) -> Outcome:
-    """The refiner's own greedy answer, with the draft as speculation."""
-    token_ids = assignment.token_ids
-    scores = session.score(token_ids)
-    agreed = count_agreed(token_ids, scores.choices, assignment.end_token_ids)
+def verify(assignment: Assignment) -> Outcome:
+    """The refiner's own answer, with the draft as speculation."""
+    token_ids, ends = assignment.token_ids, assignment.need_refiner().end_token_ids
+    scores = assignment.read(token_ids)
+    agreed = count_agreed(token_ids, scores.choices, ends)
     mean = sum(scores.logprobs) / len(token_ids) if token_ids else 0.0
     verdict = Verdict(
         accepted=agreed == len(token_ids) > 0,
@@ -25,10 +24,9 @@ def verify(session: RefinerSession, assignment: Assignment) -> Outcome:
         min_logprob=min(scores.logprobs, default=0.0),
         reason=f"the refiner agrees with {agreed} of {len(token_ids)} tokens",
         logprobs=scores.logprobs,
-        failed_checks=assignment.failed_checks,
+        failed_checks=assignment.failed_checks(assignment.draft.text),
     )
-    following = scores.choices[agreed]
-    return continue_from(session, token_ids[:agreed], following, assignment, verdict)
+    return continue_from(assignment, agreed, scores.choices[agreed], verdict)
 
 
 def count_agreed(token_ids: Sequence[int], choices: Sequence[int], end_token_ids: Set[int]) -> int:

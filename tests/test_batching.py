@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -136,6 +136,7 @@ class Counting:
     batches: int = 1
     canvas_length: int = 32
     max_context: int = 512
+    vocabulary: Mapping[str, int] = field(default_factory=dict)
 
     def count_prompt_tokens(self, request: Request) -> int:
         return 1

@@ -107,7 +107,7 @@ def measure_task(
     """One task: the drafter at every cap, the refiner alone, and the refiner on drafts."""
     name = instances[0].task
     sessions = [refiner.open(Request(i.prompt), CANVAS_LENGTH) for i in instances]
-    answers = [s.continue_greedily((), CANVAS_LENGTH, Deadline())[0] for s in sessions]
+    answers = [s.write((), CANVAS_LENGTH)[0] for s in sessions]
     answered = [check(i, refiner.decode(a)) for i, a in zip(instances, answers, strict=True)]
     rows, agreement, cascade = [], {}, {}
     for cap in caps:

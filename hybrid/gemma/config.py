@@ -96,7 +96,7 @@ class GemmaConfig:
             rms_norm_eps=text.positive("rms_norm_eps"),
             final_logit_softcapping=text.positive_or_none("final_logit_softcapping"),
             canvas_length=top.whole("canvas_length") if diffusion else 0,
-            end_token_ids=_end_token_ids(directory, top, text),
+            end_token_ids=read_end_token_ids(directory),
             pad_token_id=text.whole("pad_token_id", least=0),
         )
 
@@ -171,11 +171,13 @@ def _rope(rope: Fields) -> tuple[float, float]:
     return rope.positive("rope_theta"), rope.positive("partial_rotary_factor", most=1.0)
 
 
-def _end_token_ids(directory: Path, top: Fields, text: Fields) -> frozenset[int]:
+def read_end_token_ids(path: str | Path) -> frozenset[int]:
     """Tokens that end an answer; `generation_config.json` says more than `config.json`."""
-    generation = directory / "generation_config.json"
+    directory = Path(path)
+    generation, top = directory / "generation_config.json", Fields.read(directory / "config.json")
     sources = [Fields.read(generation)] if generation.exists() else []
-    for fields in (*sources, top, text):
+    text = [top.section("text_config")] if "text_config" in top else []
+    for fields in (*sources, top, *text):
         ids = fields.get("eos_token_id")
         ids = [ids] if isinstance(ids, int) else ids
         if ids is not None:

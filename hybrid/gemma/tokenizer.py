@@ -45,6 +45,12 @@ class ChatTokenizer:
             raise CheckpointError(str(file), f"not a tokenizer: {problem}") from None
         return cls(tokenizer, _read_template(directory, config), _special_tokens(config))
 
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Token ids by their text, without special and added tokens."""
+        words: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=False)
+        return words
+
     def encode_conversation(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the conversation, ending where the model's answer begins.
 

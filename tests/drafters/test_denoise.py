@@ -123,7 +123,7 @@ def test_rows_at_different_places_share_a_pass() -> None:
     late = make_row(seed=6, max_denoising_steps=4, t_min=1.0, t_max=3.0, entropy_bound=0.0)
     flat = peaks([1, 2, 3, 4], 2.0)
     run(late, [flat] * 3)
-    late.next_canvas(torch.zeros(CANVAS, dtype=torch.long))
+    late.next_canvas(torch.zeros(CANVAS, dtype=torch.long), ())
     run(late, [flat] * 3)
     noise = ScriptedNoise()
     step(ScriptedModel([torch.cat((flat, flat))]), None, noise, [early, late])
@@ -185,7 +185,7 @@ def test_the_next_canvas_remembers_nothing() -> None:
     same = peaks([1, 2, 3, 4])
     run(row, [same, same])
     assert row.converged
-    row.next_canvas(torch.full((CANVAS,), 6))
+    row.next_canvas(torch.full((CANVAS,), 6), ())
     assert (row.canvas, row.step, row.canvas_done) == (1, 0, False)
     model = run(row, [same])
     assert not row.converged

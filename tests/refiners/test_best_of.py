@@ -6,7 +6,8 @@ import pytest
 
 from hybrid.deadline import Deadline
 from hybrid.errors import Cancelled
-from hybrid.refiners.best_of import best_of
+from hybrid.refiners.assignment import Assignment
+from hybrid.refiners.refine import refine
 from hybrid.refiners.scripted import ScriptedRefiner
 from hybrid.types import Draft, Refinement, RefineParams, Request, Verdict
 
@@ -19,14 +20,29 @@ def draft(text: str, *logprobs: float) -> Draft:
 
 
 def choose(
-    drafts: Sequence[Draft], params: RefineParams = SELF, wrong: str = "", budget: float = 9.0
+    drafts: Sequence[Draft],
+    params: RefineParams = SELF,
+    wrong: str = "",
+    deadline: Deadline | None = None,
 ) -> tuple[Verdict, Refinement]:
-    def failed(one: Draft) -> tuple[str, ...]:
-        return ("polite",) if wrong and wrong in one.text else ()
+    def failed(text: str) -> tuple[str, ...]:
+        return ("polite",) if wrong and wrong in text else ()
 
-    refiner = ScriptedRefiner({"say it": "good"})
-    deadline = Deadline.after(budget)
-    return best_of(refiner, Request("say it"), drafts, params, deadline, failed)
+    first, *more = drafts
+    refiner, deadline = ScriptedRefiner({"say it": "good"}), deadline or Deadline()
+    assignment = Assignment(
+        Request("say it"),
+        first,
+        params,
+        16,
+        deadline,
+        refiner,
+        failed_checks=failed,
+        more_drafts=more,
+    )
+    verdict, refinement = refine(assignment)
+    assert verdict is not None
+    return verdict, refinement
 
 
 def test_the_surest_weakest_token_decides() -> None:
@@ -66,7 +82,7 @@ def test_the_refiner_may_choose() -> None:
 
 def test_a_late_refiner_passes_over_the_rest() -> None:
     params = RefineParams("best_of", "refiner")
-    _, refinement = choose([draft("bad!"), draft("good")], params, budget=1e-9)
+    _, refinement = choose([draft("bad!"), draft("good")], params, deadline=Deadline.after(1e-9))
     assert (refinement.text, refinement.forward_passes) == ("bad!", 1)
 
 
@@ -75,11 +91,4 @@ def test_cancelling_stops_it() -> None:
     deadline.cancel()
     params = RefineParams("best_of", "refiner")
     with pytest.raises(Cancelled):
-        best_of(
-            ScriptedRefiner({"say it": "good"}),
-            Request("say it"),
-            [draft("good")],
-            params,
-            deadline,
-            lambda one: (),
-        )
+        choose([draft("good")], params, deadline=deadline)

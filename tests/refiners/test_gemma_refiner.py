@@ -16,6 +16,7 @@ from hybrid.errors import Cancelled, RequestError
 from hybrid.gemma.model import GemmaModel
 from hybrid.gemma.twin import load_twin
 from hybrid.protocols import DraftJob
+from hybrid.refiners.assignment import Assignment
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.refiners.refine import refine
 from hybrid.types import Canvas, Draft, DraftParams, Refinement, RefineMode, RefineParams, Request
@@ -47,8 +48,7 @@ def drafter() -> DiffusionGemmaDrafter:
 
 
 def greedy(refiner: GemmaRefiner, prompt: str) -> tuple[int, ...]:
-    session = refiner.open(Request(prompt), ANSWER_LIMIT)
-    return session.continue_greedily((), ANSWER_LIMIT, Deadline())[0]
+    return refiner.open(Request(prompt), ANSWER_LIMIT).write((), ANSWER_LIMIT)[0]
 
 
 def refined(
@@ -57,9 +57,7 @@ def refined(
     text, entropy = refiner.decode(token_ids), (0.0,) * len(token_ids)
     draft = Draft(tuple(token_ids), text, entropy, (Canvas(1, True, 0.0),), "stop")
     params = RefineParams(mode, min_token_logprob=-1e-4)
-    _, refinement = refine(refiner, Request(prompt), draft, params, ANSWER_LIMIT, Deadline())
-    assert refinement is not None
-    return refinement
+    return refine(Assignment(Request(prompt), draft, params, ANSWER_LIMIT, Deadline(), refiner))[1]
 
 
 def other_draft(answer: Sequence[int], vocabulary: int, rng: random.Random) -> list[int]:
@@ -116,6 +114,7 @@ def test_a_right_draft_costs_one_pass(refiner: GemmaRefiner) -> None:
 
 @pytest.mark.parametrize("mode", ["verify", "cascade"])
 def test_nothing_is_read_twice(refiner: GemmaRefiner, mode: RefineMode) -> None:
+    assert isinstance(refiner.model, GemmaModel)
     counting = CountingModel(refiner.model)
     refiner = GemmaRefiner(counting, refiner.tokenizer)
     alone = greedy(refiner, PROMPT)
@@ -157,7 +156,7 @@ def test_a_session_scores_in_parts_and_rewinds(refiner: GemmaRefiner) -> None:
         assert first.choices[:-1] + rest.choices == whole.choices[kept:]
     session.rewind(0)
     alone = greedy(refiner, "sort up: 4 8 1 9 3")
-    assert session.continue_greedily((), 16, Deadline())[0] == alone[:16]
+    assert session.write((), 16)[0] == alone[:16]
 
 
 def test_a_prompt_over_the_context_is_refused(refiner: GemmaRefiner) -> None:
@@ -169,15 +168,15 @@ def test_a_prompt_over_the_context_is_refused(refiner: GemmaRefiner) -> None:
 
 def test_an_answer_ends_at_the_limit(refiner: GemmaRefiner) -> None:
     session = refiner.open(Request(PROMPT), 5)
-    token_ids, reason = session.continue_greedily((), 5, Deadline())
+    token_ids, reason = session.write((), 5)
     assert (len(token_ids), reason) == (5, "length")
 
 
 def test_the_deadline_and_the_caller_cut_an_answer(refiner: GemmaRefiner) -> None:
-    session = refiner.open(Request(PROMPT), ANSWER_LIMIT)
-    assert session.continue_greedily((), 8, Deadline.after(0.0)) == ((), "budget")
+    request = Request(PROMPT)
+    late = refiner.open(request, ANSWER_LIMIT, Deadline.after(0.0))
+    assert late.write((), 8) == ((), "budget")
     gone = Deadline()
     gone.cancel()
     with pytest.raises(Cancelled):
-        session.continue_greedily((), 8, gone)
-    assert session.continue_greedily((), 8, Deadline())[0] == greedy(refiner, PROMPT)[:8]
+        refiner.open(request, ANSWER_LIMIT, gone).write((), 8)

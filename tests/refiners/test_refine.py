@@ -2,7 +2,7 @@
 
 from itertools import count
 from threading import Event
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given
@@ -10,10 +10,21 @@ from hypothesis import strategies as st
 
 from hybrid.deadline import Deadline
 from hybrid.errors import BackendError, Cancelled, CapabilityError, RequestError
+from hybrid.modes import MODES
+from hybrid.refiners.assignment import Assignment
 from hybrid.refiners.edits import find_edits
-from hybrid.refiners.refine import MODES, refine
+from hybrid.refiners.refine import RUN, refine, write_alone
 from hybrid.refiners.scripted import END, ScriptedRefiner
-from hybrid.types import Canvas, Draft, FinishReason, Refinement, RefineParams, Request, Verdict
+from hybrid.types import (
+    Canvas,
+    Draft,
+    FinishReason,
+    Refinement,
+    RefineMode,
+    RefineParams,
+    Request,
+    Verdict,
+)
 
 ANSWER = "the quick brown fox"
 REFINER = ScriptedRefiner({"say it": ANSWER})
@@ -41,8 +52,11 @@ def run(
     deadline: Deadline | None = None,
     **params: Any,
 ) -> tuple[Verdict | None, Refinement | None]:
+    deadline = deadline or Deadline()
+    if draft is None:
+        return None, write_alone(refiner, Request("say it"), max_new_tokens, deadline)
     wanted = RefineParams(mode, **params)
-    return refine(refiner, Request("say it"), draft, wanted, max_new_tokens, deadline or Deadline())
+    return refine(Assignment(Request("say it"), draft, wanted, max_new_tokens, deadline, refiner))
 
 
 def ending_at(poll: int) -> Deadline:
@@ -175,7 +189,8 @@ def test_a_drafters_own_score_needs_no_refiner() -> None:
     verdict, refinement = run(
         text_draft(ANSWER, self_logprob=-0.5), "score", refiner=None, scorer="self"
     )
-    assert refinement is None
+    assert refinement is not None
+    assert (refinement.text, refinement.forward_passes) == (ANSWER, 0)
     assert verdict is not None
     assert (verdict.scorer, verdict.mean_logprob) == ("self", -0.5)
 
@@ -316,13 +331,20 @@ def test_modes_that_need_a_refiner_say_so() -> None:
 
 def test_an_unknown_prompt_is_a_request_error() -> None:
     with pytest.raises(RequestError):
-        refine(REFINER, Request("what?"), None, RefineParams("generate"), 8, Deadline())
+        write_alone(REFINER, Request("what?"), 8, Deadline())
 
 
 def test_every_mode_states_its_guarantee_and_cost() -> None:
+    assert [*MODES] == [*get_args(RefineMode)]
+    assert {*RUN} == {*MODES} - {"none", "generate"}
     assert {name: mode.guarantee for name, mode in MODES.items()} == {
+        "none": "draft",
         "score": "draft",
+        "best_of": "draft",
+        "repair": "guarded",
+        "guide": "none",
         "cascade": "ar_or_draft",
         "verify": "lossless",
+        "rewrite": "none",
+        "generate": "lossless",
     }
-    assert all(mode.cost for mode in MODES.values())

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from hybrid.deadline import Deadline
 from hybrid.errors import CapabilityError
-from hybrid.refiners.repair import Clamp, repair
+from hybrid.refiners.assignment import Assignment, Clamp
+from hybrid.refiners.refine import refine
 from hybrid.refiners.scripted import ScriptedRefiner
 from hybrid.types import Canvas, Draft, FinishReason, Refinement, RefineParams, Request, Verdict
 
@@ -28,11 +30,21 @@ def mend(
         asked.append(clamp)
         return new
 
-    def failed(one: Draft) -> tuple[str, ...]:
-        return tuple(f"no {letter}" for letter in wrong if letter in one.text)
+    def failed(text: str) -> tuple[str, ...]:
+        return tuple(f"no {letter}" for letter in wrong if letter in text)
 
-    refiner = ScriptedRefiner({"say it": "abcd"})
-    verdict, refinement = repair(refiner, Request("say it"), old, params, redraft, failed)
+    assignment = Assignment(
+        Request("say it"),
+        old,
+        params,
+        16,
+        Deadline(),
+        ScriptedRefiner({"say it": "abcd"}),
+        failed_checks=failed,
+        redraft=redraft,
+    )
+    verdict, refinement = refine(assignment)
+    assert verdict is not None
     return verdict, refinement, asked
 
 

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybrid.deadline import Deadline
 from hybrid.errors import RequestError
 from hybrid.protocols import Refiner
 from hybrid.refiners.scripted import END, ScriptedRefiner, ScriptedSession
@@ -27,7 +26,7 @@ def test_it_is_a_refiner() -> None:
 
 def test_it_writes_its_answer_and_ends() -> None:
     session = opened()
-    assert session.continue_greedily((), 16, Deadline()) == (ANSWER, "stop")
+    assert session.write((), 16) == (ANSWER, "stop")
     assert session.forward_passes == len(ANSWER)
     assert REFINER.decode(ANSWER) == "naïve"
 

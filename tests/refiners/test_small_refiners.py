@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hybrid.deadline import Deadline
 from hybrid.gemma.model import load_model
 from hybrid.gemma.tokenizer import ChatTokenizer
+from hybrid.refiners.assignment import Assignment
 from hybrid.refiners.gemma import GemmaRefiner
-from hybrid.refiners.refine import refine
+from hybrid.refiners.refine import refine, write_alone
 from hybrid.types import Draft, Message, Refinement, RefineMode, RefineParams, Request
 
 CONTEXT, VOCABULARY = 48, 61
@@ -63,12 +64,12 @@ def refined(
     mode: RefineMode,
     limit: int,
 ) -> Refinement:
-    text = refiner.decode(token_ids or ())
-    draft = None if token_ids is None else Draft(tuple(token_ids), text, (), (), "stop")
-    request, params = Request(" ".join(map(str, prompt))), RefineParams(mode, min_token_logprob=0.0)
-    _, refinement = refine(refiner, request, draft, params, limit, Deadline())
-    assert refinement is not None
-    return refinement
+    request = Request(" ".join(map(str, prompt)))
+    if token_ids is None:
+        return write_alone(refiner, request, limit, Deadline())
+    draft = Draft(tuple(token_ids), refiner.decode(token_ids), (), (), "stop")
+    params = RefineParams(mode, min_token_logprob=0.0)
+    return refine(Assignment(request, draft, params, limit, Deadline(), refiner))[1]
 
 
 tokens = st.integers(0, VOCABULARY - 1)
