@@ -18,6 +18,8 @@ from hybrid.drafters.template import Template
 from hybrid.kernels.accept import accept_torch
 from hybrid.protocols import DraftJob, Votes
 
+_NEVER = -1e4  # as a logit: finite, so that an entropy of it is
+
 
 class DenoisingModel(Protocol):
     """What the loop needs of a model; `hybrid.gemma.model.GemmaModel` has it."""
@@ -39,7 +41,7 @@ class Row:
 
     `canvas_ids` [C] is what the next step reads; `best_ids` [C], `entropy` [C] and `accepted` [C]
     are what the last one left. `soft_embedding` [C, H] is zero at a canvas's first step. `written`
-    are the answer's tokens on earlier canvases.
+    are the answer's tokens on earlier canvases, `barred` places and tokens that do not go together.
     """
 
     job: DraftJob
@@ -53,6 +55,7 @@ class Row:
     converged: bool = False
     mean_entropy: float = float("inf")
     written: tuple[int, ...] = ()
+    barred: frozenset[tuple[int, int]] = frozenset()
     best_ids: Tensor = field(init=False)
     entropy: Tensor = field(init=False)
     accepted: Tensor = field(init=False)
@@ -92,7 +95,7 @@ class Row:
     def next_canvas(self, canvas_ids: Tensor, written: Sequence[int]) -> None:
         """Start over on a fresh canvas after the tokens `written` so far."""
         self.canvas += 1
-        self.written = tuple(written)
+        self.written, self.barred = tuple(written), frozenset()
         if self.job.guide is not None:  # it held places of the last canvas
             self.fixed_ids = self.is_blank = None
         self.step, self.stable_steps, self.converged = 0, -1, False
@@ -133,6 +136,7 @@ class Row:
             self.canvas_ids[vetoed] = random_ids[vetoed]
             self.accepted[vetoed] = False
             self.stable_steps, self.converged = -1, False
+        self.barred |= votes.barred
         self.canvas_ids = self._with_fixed(self.canvas_ids)
 
     def _with_fixed(self, ids: Tensor) -> Tensor:
@@ -147,6 +151,9 @@ def step(model: DenoisingModel, cache: Any, noise: Noise, rows: Sequence[Row]) -
     canvas_ids = torch.stack([row.canvas_ids for row in rows])
     soft_embedding = torch.stack([row.soft_embedding for row in rows])
     logits = model.denoise(canvas_ids, soft_embedding, cache, [row.cache_row for row in rows])
+    for index, row in enumerate(rows):
+        for place, token in row.barred:
+            logits[index, place, token] = _NEVER
     log_p = logits.div_(_column([row.temperature for row in rows], logits)[..., None])
     log_p = log_p.log_softmax(-1)
     p = log_p.exp()

@@ -14,10 +14,13 @@ from hybrid.types import Denoised, Draft, DraftParams, FinishReason, Request
 
 @dataclass(frozen=True, slots=True)
 class Votes:
-    """Places of a canvas to hold fast from now on, and places to begin again from noise."""
+    """Places of a canvas to hold fast from now on, places to begin again from noise, and tokens
+    (place, token id) that shall not come again.
+    """
 
     approved: frozenset[int] = frozenset()
     vetoed: frozenset[int] = frozenset()
+    barred: frozenset[tuple[int, int]] = frozenset()
 
 
 class Guide(Protocol):

@@ -2,7 +2,8 @@
 
 Every few steps, and before a canvas may end, the refiner reads the draft so far in one pass. The
 leading tokens that it would have written itself are held fast from then on; tokens that it doubts
-begin again from noise. Nothing is promised: the drafter writes, under its influence.
+begin again from noise, and the first of them does not come again. Nothing is promised: the drafter
+writes, under its influence.
 """
 
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ class RefinerGuide:
         least = params.min_token_logprob
         self._least = DEFAULT_TOKEN_LOGPROB if least is None else least
         self.every = params.guide_every
+        self._settled = 0  # tokens of earlier canvases that the session has read
         self.session: RefinerSession | None = None
         self.problem: Exception | None = None
 
@@ -52,16 +54,18 @@ class RefinerGuide:
             (at for at, token in enumerate(token_ids) if token != scores.choices[at]),
             len(scores.logprobs),
         )
-        weak = (at for at, value in enumerate(scores.logprobs) if value < self._least)
-        return Votes(frozenset(range(agreed)), frozenset(weak))
+        weak = {at for at, value in enumerate(scores.logprobs) if value < self._least}
+        # Only there is all that the refiner has read before it settled.
+        barred = {(agreed, token_ids[agreed])} if agreed in weak else set()
+        return Votes(frozenset(range(agreed)), frozenset(weak), frozenset(barred))
 
     def _read(self, before: Sequence[int], token_ids: Sequence[int]) -> Scores:
         """The refiner's view of the canvas, after what earlier canvases have settled."""
         if self.session is None:
             self.session = self._refiner.open(self._request, self._max_new_tokens, self._deadline)
         session = self.session
-        session.rewind(min(session.answer_tokens, len(before)))
-        unread = before[session.answer_tokens :]
+        session.rewind(self._settled)
+        unread, self._settled = before[self._settled :], len(before)
         room = session.max_answer_tokens - len(before)
         scores = session.score((*unread, *token_ids[:room]))
         return Scores(scores.logprobs[len(unread) :], scores.choices[len(unread) :])

@@ -1,6 +1,7 @@
 """`repair`: which tokens are denoised again, and when the new answer takes the old one's place."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -8,8 +9,17 @@ from hybrid.deadline import Deadline
 from hybrid.errors import CapabilityError
 from hybrid.refiners.assignment import Assignment, Clamp
 from hybrid.refiners.refine import refine
-from hybrid.refiners.scripted import ScriptedRefiner
-from hybrid.types import Canvas, Draft, FinishReason, Refinement, RefineParams, Request, Verdict
+from hybrid.refiners.scripted import END, ScriptedRefiner
+from hybrid.types import (
+    Canvas,
+    Draft,
+    FinishReason,
+    Refinement,
+    RefineParams,
+    Request,
+    Scorer,
+    Verdict,
+)
 
 SELF = RefineParams("repair", "self", min_token_logprob=-3.0)
 CANVAS = Canvas(4, True, 0.0)
@@ -104,3 +114,62 @@ def test_only_one_canvas_can_be_repaired() -> None:
     old = Draft((1, 2), "ab", (0.0, 0.0), (CANVAS, CANVAS), "stop", self_logprobs=(-9.0, -9.0))
     with pytest.raises(CapabilityError, match="several canvases"):
         mend(old, old)
+
+
+REFINER = RefineParams("repair", min_token_logprob=-3.0, repair_with="refiner")
+
+
+def regenerate(
+    old: Draft, answer: str, params: RefineParams = REFINER, limit: int = 16
+) -> tuple[Verdict, Refinement]:
+    refiner = ScriptedRefiner({"say it": answer})
+    request = Request("say it")
+    verdict, refinement = refine(Assignment(request, old, params, limit, Deadline(), refiner))
+    assert verdict is not None
+    return verdict, refinement
+
+
+def test_the_refiner_writes_until_it_meets_the_draft() -> None:
+    """Scripted: doubts whatever follows a wrong token, so that all of it is weak."""
+    old = replace(draft("abxdef", ()), token_ids=(*b"abxdef", END))
+    verdict, refinement = regenerate(old, "abcdef")
+    assert refinement.text == "abcdef"
+    assert (refinement.guarantee, refinement.denoising_steps) == ("guarded", 0)
+    assert verdict.accepted
+    assert "rewritten by the refiner" in refinement.edits[0].why
+
+
+@pytest.mark.parametrize("scorer", ["self", "entropy"])
+def test_only_what_the_scorer_doubts_is_written_again(scorer: Scorer) -> None:
+    """The draft's own doubt is at one token: the next two are the draft's in the same place."""
+    doubts = (-0.1, -0.1, -5.0, -0.1, -0.1, -0.1, -0.1)
+    old = draft("abxdef", doubts)
+    old = replace(old, token_ids=(*b"abxdef", END), entropy=tuple(-one for one in doubts))
+    params = replace(REFINER, scorer=scorer)
+    _, refinement = regenerate(old, "abcdef", params)
+    assert refinement.text == "abcdef"
+    assert refinement.forward_passes == 4  # both answers read whole, "c" and "d" written
+    assert refinement.accepted_tokens == 6
+
+
+def test_a_rewrite_of_another_length_meets_the_draft_at_two_tokens() -> None:
+    doubts = (-0.1, -0.1, -5.0, -0.1, -0.1, -0.1, -0.1)
+    old = replace(draft("abxdef", doubts), token_ids=(*b"abxdef", END))
+    _, refinement = regenerate(old, "abccdef", replace(REFINER, scorer="self"))
+    assert refinement.text == "abccdef"
+
+
+def test_the_refiners_words_are_kept_only_if_the_whole_is_likelier() -> None:
+    doubts = (-0.1, -5.0, -0.1)
+    old = replace(draft("ab", doubts), token_ids=(*b"ab", END))
+    _, refinement = regenerate(old, "ab", replace(REFINER, scorer="self"))
+    assert (refinement.text, refinement.edits) == ("ab", ())
+
+
+def test_entropy_finds_weak_tokens_for_the_drafter_too() -> None:
+    old = replace(draft("abxd", (-1, -1, -5, -1)), entropy=(0.1, 0.1, 3.5, 0.1))
+    _, refinement, asked = mend(
+        old, draft("abcd", (-1, -1, -2, -1)), replace(SELF, scorer="entropy")
+    )
+    assert asked == [(ord("a"), ord("b"), None, ord("d"))]
+    assert refinement.text == "abcd"

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from hybrid.deadline import Deadline
 from hybrid.gemma.model import load_model
 from hybrid.gemma.tokenizer import ChatTokenizer
+from hybrid.protocols import Sampling
 from hybrid.refiners.assignment import Assignment
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.refiners.refine import refine, write_alone
-from hybrid.types import Draft, Message, Refinement, RefineMode, RefineParams, Request
+from hybrid.types import Draft, Refinement, RefineMode, RefineParams, Request
+from tests.refiners.numbers import NumberTokenizer
 
 CONTEXT, VOCABULARY = 48, 61
 GEOMETRIES: dict[str, dict[str, Any]] = {
@@ -25,16 +27,6 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     "all full": {"layer_types": ["full_attention"] * 3},
 }
 Pair = tuple[GemmaRefiner, Any]
-
-
-class NumberTokenizer:
-    """Prompts are token ids written as numbers."""
-
-    def encode_conversation(self, messages: Sequence[Message]) -> list[int]:
-        return [int(word) for word in messages[-1].content.split()]
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return " ".join(map(str, token_ids))
 
 
 @pytest.fixture(scope="module", params=GEOMETRIES, ids=lambda name: name.replace(" ", "-"))
@@ -116,3 +108,70 @@ def test_a_draft_longer_than_the_context_is_read_as_far_as_it_fits(
         assert refinement.token_ids == tuple(draft)
     else:
         assert refinement.token_ids == refined(refiner, prompt, None, "generate", 16).token_ids
+
+
+@settings(derandomize=True, deadline=None)
+@given(
+    prompts,
+    st.integers(1, 24),
+    st.integers(0, 24),
+    st.lists(tokens, max_size=24),
+    st.lists(tokens, max_size=6),
+)
+def test_a_source_saves_passes_and_changes_nothing(
+    pair: Pair, prompt: list[int], limit: int, kept: int, rest: list[int], before: list[int]
+) -> None:
+    """Whatever is proposed: the answer, its end and what can be written after it are the same."""
+    refiner, _ = pair
+    request = Request(" ".join(map(str, prompt)))
+    alone, copying = refiner.open(request, limit), refiner.open(request, limit)
+    written = alone.write((), limit)
+    source = [*before, *written[0][:kept], *rest, *written[0][kept:]]
+    assert copying.write((), limit, source=source) == written
+    assert copying.forward_passes <= alone.forward_passes
+    assert copying.answer_tokens == alone.answer_tokens
+    if kept and not before:
+        saved = min(kept, len(written[0]) - 1)
+        assert copying.forward_passes <= len(written[0]) - saved
+
+
+@settings(derandomize=True, deadline=None)
+@given(prompts, st.integers(1, 16), st.integers(0, 99), st.lists(tokens, max_size=16))
+def test_sampled_verify_is_sampling_alone_with_the_same_seed(
+    pair: Pair, prompt: list[int], limit: int, seed: int, rest: list[int]
+) -> None:
+    refiner, _ = pair
+    request, sampling = Request(" ".join(map(str, prompt))), Sampling(0.9, seed)
+    alone = write_alone(refiner, request, limit, Deadline(), sampling)
+    for draft_ids in (rest, [*alone.token_ids[:5], *rest]):
+        draft = Draft(tuple(draft_ids), refiner.decode(draft_ids), (), (), "stop")
+        params = RefineParams("verify", temperature=0.9)
+        assignment = Assignment(request, draft, params, limit, Deadline(), refiner, sampling)
+        assert refine(assignment)[1].token_ids == alone.token_ids
+
+
+def test_samples_have_the_distribution_of_the_model(pair: Pair) -> None:
+    """Chi-square over 2,000 seeds, verified against a fixed draft of one token."""
+    refiner, _ = pair
+    request, temperature, count = Request("5 6 7 8"), 2.0, 2000
+    logits = refiner.model.logits(_last_state(refiner, request))[0] / temperature
+    expected = logits.double().softmax(-1) * count
+    seen = torch.zeros(VOCABULARY, dtype=torch.double)
+    session = refiner.open(request, 4)
+    session.score(())
+    draft = int(expected.argmax())
+    for seed in range(count):
+        session._sampling = Sampling(temperature, seed)
+        session.rewind(0)
+        first = session.score((draft,)).choices[0]
+        seen[first] += 1
+    common = expected >= 5
+    statistic = ((seen - expected)[common] ** 2 / expected[common]).sum()
+    freedom = int(common.sum())
+    assert statistic < freedom + 4 * (2 * freedom) ** 0.5
+
+
+def _last_state(refiner: GemmaRefiner, request: Request) -> torch.Tensor:
+    session = refiner.open(request, 1)
+    session.score(())
+    return session._states[-1:]
