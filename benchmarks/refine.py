@@ -114,12 +114,26 @@ def benchmark(*, items: int = 100, out: Path | None = None) -> None:
     show(rows)
     auroc = separation(scores, [a.right for a in drafted])
     Console().print(f"self-score over all tasks: AUROC {auroc:.3f}")
+    by_task = separations(scores, [a.right for a in drafted], items)
+    for task, value in by_task.items():
+        Console().print(f"  {task}: {value:.3f}")
     record = {"benchmark": "refine", "items": items, "steps": STEPS, "self_score_auroc": auroc}
+    record |= {"self_score_auroc_by_task": by_task}
     record |= {"device": hardware(), "torch": torch.__version__, "commit": commit()}
     line = json.dumps(record | {"rows": [asdict(row) for row in rows]})
     print(line)
     if out:
         out.write_text(line + "\n")
+
+
+def separations(scores: Sequence[float], right: Sequence[bool], items: int) -> Mapping[str, float]:
+    """AUROC of the self-score on each task that has right and wrong drafts."""
+    found: dict[str, float] = {}
+    for place, task in enumerate(TASKS):
+        part = slice(place * items, (place + 1) * items)
+        if len({*right[part]}) == 2:
+            found[task] = separation(scores[part], right[part])
+    return found
 
 
 def commit() -> str:

@@ -9,6 +9,7 @@ from hybrid.policies.schema import (
     DraftSection,
     DurationBounds,
     Policy,
+    RefinerModelSection,
     RefineSection,
     RuleSection,
     WhenSection,
@@ -37,7 +38,10 @@ def _models(policy: Policy) -> Iterator[Contradiction]:
     if refiner is not None and refiner.backend == "vllm" and refiner.url is None:
         yield ("models", "refiner"), "backend vllm needs the server's url"
     if refiner is not None and refiner.backend != "vllm":
-        for key in sorted(refiner.model_fields_set & _OF_SERVERS):
+        usual = RefinerModelSection()
+        for key in sorted(_OF_SERVERS):
+            if getattr(refiner, key) == getattr(usual, key):
+                continue
             yield ("models", "refiner", key), f"is for backend vllm, not {refiner.backend}"
 
 

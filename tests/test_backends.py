@@ -57,7 +57,7 @@ def test_no_choice_loads_nothing() -> None:
     ("drafter", "refiner", "field", "allowed"),
     [
         (Choice("nativ"), None, "models.drafter.backend", "did you mean 'native'"),
-        (None, Choice("huggingface"), "models.refiner.backend", r"one of \['native'\]"),
+        (None, Choice("vlm"), "models.refiner.backend", "did you mean 'vllm'"),
     ],
 )
 def test_an_unknown_backend_is_named(
@@ -71,11 +71,12 @@ def test_an_unknown_backend_is_named(
 @pytest.mark.parametrize(("role", "backends"), [("drafter", DRAFTERS), ("refiner", REFINERS)])
 def test_policies_may_name_the_backends_that_there_are(role: str, backends: dict[str, str]) -> None:
     def read(backend: str) -> None:
-        parse_policy(f"version: 1\nmodels: {{{role}: {{backend: {backend}}}}}\n", "test")
+        url = ", url: 'http://x/v1'" if backend == "vllm" else ""
+        parse_policy(f"version: 1\nmodels: {{{role}: {{backend: {backend}{url}}}}}\n", "test")
 
     for backend in backends:
         read(backend)
-    for backend in {*DRAFTERS, "vllm"} - {*backends}:
+    for backend in {*DRAFTERS, *REFINERS, "sglang"} - {*backends}:
         with pytest.raises(PolicyError, match=f"models.{role}.backend"):
             read(backend)
 

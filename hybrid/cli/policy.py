@@ -82,7 +82,10 @@ def settled(policy: Policy) -> dict[str, Any]:
     Tasks and rules keep to what they change; reading it back gives the same policy.
     """
     values = policy.model_dump(mode="json", exclude_defaults=True)
-    values |= policy.model_dump(mode="json", include={"models", "on_deadline"})
+    values |= {"on_deadline": policy.on_deadline, "models": {}}
+    for role, model in (("drafter", policy.models.drafter), ("refiner", policy.models.refiner)):
+        said = model and model.model_dump(mode="json", exclude_defaults=True)
+        values["models"][role] = model and {"backend": model.backend, "model": model.model} | said
     values["defaults"] = policy.defaults.model_dump(mode="json", exclude_none=True)
     return {name: values[name] for name in Policy.model_fields if name in values}
 

@@ -100,7 +100,8 @@ def test_json_is_one_object_and_nothing_else(
     assert out.isascii()
     record = json.loads(out)
     assert record["text"] == "è\x9b"
-    assert record["refinement"]["edits"] == [{"start": 0, "end": 1, "old": "é", "new": "è"}]
+    edit = {"start": 0, "end": 1, "old": "é", "new": "è", "why": ""}
+    assert record["refinement"]["edits"] == [edit]
 
 
 def test_a_failing_backend_prints_no_answer(

@@ -129,6 +129,13 @@ def test_nothing_is_read_twice(refiner: GemmaRefiner, mode: RefineMode) -> None:
     assert refinement.forward_passes == len(counting.passes)
 
 
+@pytest.mark.parametrize("mode", ["verify", "cascade"])
+def test_a_draft_of_padding_alone_is_rewritten(refiner: GemmaRefiner, mode: RefineMode) -> None:
+    refinement = refined(refiner, PROMPT, [refiner.model.config.pad_token_id] * 9, mode)
+    assert refinement.token_ids == greedy(refiner, PROMPT)
+    assert refinement.accepted_tokens == 0
+
+
 def test_scores_are_log_probabilities_of_one_pass(refiner: GemmaRefiner) -> None:
     token_ids = refiner.tokenizer.encode("1 3 4 8 9")
     request = Request("sort up: 4 8 1 9 3")

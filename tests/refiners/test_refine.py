@@ -1,6 +1,7 @@
 """Every refine mode over a scripted refiner: what it keeps, what it costs, what it promises."""
 
 from itertools import count
+from pathlib import Path
 from threading import Event
 from typing import Any, get_args
 
@@ -324,9 +325,11 @@ def test_a_failing_refiner_says_at_which_stage(stage: Any) -> None:
 
 
 def test_modes_that_need_a_refiner_say_so() -> None:
-    for mode in ("verify", "cascade", "generate"):
+    for mode in (mode for mode in RUN if MODES[mode].needs_refiner):
         with pytest.raises(CapabilityError, match="names no refiner"):
             run(text_draft(ANSWER), mode, refiner=None)
+    with pytest.raises(CapabilityError, match="refine mode generate"):
+        run(None, "generate", refiner=None)
 
 
 def test_an_unknown_prompt_is_a_request_error() -> None:
@@ -348,3 +351,10 @@ def test_every_mode_states_its_guarantee_and_cost() -> None:
         "rewrite": "none",
         "generate": "lossless",
     }
+
+
+def test_the_documentation_says_what_the_data_says() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "refining.md").read_text("utf-8")
+    for name, mode in MODES.items():
+        row = f"| `{name}` | {mode.does} | {mode.answer} | `{mode.guarantee}` |\n"
+        assert row in document, row
