@@ -131,8 +131,9 @@ def separations(scores: Sequence[float], right: Sequence[bool], items: int) -> M
     found: dict[str, float] = {}
     for place, task in enumerate(TASKS):
         part = slice(place * items, (place + 1) * items)
-        if len({*right[part]}) == 2:
-            found[task] = separation(scores[part], right[part])
+        value = separation(scores[part], right[part])
+        if value is not None:
+            found[task] = value
     return found
 
 

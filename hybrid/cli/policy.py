@@ -84,8 +84,9 @@ def settled(policy: Policy) -> dict[str, Any]:
     values = policy.model_dump(mode="json", exclude_defaults=True)
     values |= {"on_deadline": policy.on_deadline, "models": {}}
     for role, model in (("drafter", policy.models.drafter), ("refiner", policy.models.refiner)):
-        said = model and model.model_dump(mode="json", exclude_defaults=True)
-        values["models"][role] = model and {"backend": model.backend, "model": model.model} | said
+        named = {} if model is None else {"backend": model.backend, "model": model.model}
+        said = {} if model is None else model.model_dump(mode="json", exclude_defaults=True)
+        values["models"][role] = {**named, **said} or None
     values["defaults"] = policy.defaults.model_dump(mode="json", exclude_none=True)
     return {name: values[name] for name in Policy.model_fields if name in values}
 
