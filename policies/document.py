@@ -1,4 +1,4 @@
-"""A policy's YAML as plain values, and the place in the file that each of them came from.
+"""A file's YAML as plain values, and the place in the file that each of them came from.
 
 YAML 1.2 with ruamel's round-trip loader, because it knows the line and column of every key.
 """
@@ -37,10 +37,21 @@ Location = tuple[str | int, ...]
 
 
 class Document:
-    """A parsed file: plain `values` for validation, and the places they came from."""
+    """A parsed file: plain `values` for validation, and the places they came from.
 
-    def __init__(self, name: str, text: str, environment: Mapping[str, str]) -> None:
+    `schema` is what it will be validated as; `kind` is what messages call it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        environment: Mapping[str, str],
+        schema: type[BaseModel] = Policy,
+        kind: str = "a policy",
+    ) -> None:
         self.name, self._count, self.notes = name, 0, tuple[str, ...]()
+        self._schema, self._kind = schema, kind
         self._environment = environment
         self.problems: list[Problem] = []
         yaml = YAML(typ="rt")
@@ -64,7 +75,7 @@ class Document:
             said = next(iter(str(error).splitlines()), type(error).__name__)
             raise self._error(-1, -1, "", f"not YAML: {said}") from None
         if not isinstance(self.root, CommentedMap):
-            raise self._error(0, 0, "", "a policy is a mapping that starts with version: 1")
+            raise self._error(0, 0, "", f"{kind} is a mapping that starts with version: 1")
         self.values = self._plain(self.root, ())
 
     def problem(self, details: ErrorDetails) -> Problem:
@@ -72,7 +83,7 @@ class Document:
         location = tuple(part for part in details["loc"] if part != "[key]")
         is_name = location != details["loc"] or details["type"] == "invalid_key"
         key, kind = str(location[-1]) if location else "", details["type"]
-        allowed = _known_keys(location[:-1])
+        allowed = _known_keys(location[:-1], self._schema)
         if kind == "extra_forbidden":
             message = f"unknown key{did_you_mean(key, allowed) or f'; known are {_list(allowed)}'}"
             return self.at(location, message, at_key=True)
@@ -123,7 +134,7 @@ class Document:
             raise self._error(-1, -1, "", f"more than {MAX_VALUES} values, aliases followed")
         tag = getattr(node, "tag", None)
         if tag is not None and tag.value is not None:
-            self.problems.append(self.at(location, f"a policy has no tags such as {tag.value}"))
+            self.problems.append(self.at(location, f"{self._kind} has no tags such as {tag.value}"))
         if isinstance(node, CommentedMap):
             return {
                 self._key(node, key, location): self._plain(value, (*location, key))
@@ -165,9 +176,9 @@ class Document:
         return PolicyError([Problem(self.name, line + 1, column + 1, key, message)])
 
 
-def _known_keys(location: Location) -> list[str]:
+def _known_keys(location: Location, schema: type[BaseModel]) -> list[str]:
     """The keys that the schema knows at a place."""
-    section: type[BaseModel] | None = Policy
+    section: type[BaseModel] | None = schema
     skip_next = False
     for part in location:
         if skip_next:  # a list's index or a mapping's own name: still the same section

@@ -1,4 +1,4 @@
-"""The command line: `hybrid run`, `demo`, `policy`, `inspect`, `calibrate` and `doctor`.
+"""The command line: `hybrid run`, `demo`, `policy`, `experiment`, `inspect` and others.
 
 Commands are named by import strings and load when they are used, so `hybrid --help` never waits
 for a model library. Whatever a command raises on purpose becomes one line and an exit code here.
@@ -35,6 +35,7 @@ app = App(
 app.command("hybrid.cli.run:run", name="run", help="Answer a prompt within its budget.")
 app.command("hybrid.cli.demo:demo", name="demo", help="Watch six requests being answered.")
 app.command("hybrid.cli.policy:app", name="policy", help="Check, show and explain policies.")
+app.command("hybrid.cli.experiment:app", name="experiment", help="Measure policies on tasks.")
 app.command("hybrid.cli.inspect:inspect", name="inspect", help="Say what a model folder holds.")
 app.command("hybrid.cli.calibrate:calibrate", name="calibrate", help="Measure this machine.")
 app.command("hybrid.cli.doctor:doctor", name="doctor", help="Check this machine, with fixes.")

@@ -1,0 +1,106 @@
+"""What an experiment file may say: task sets, policies and grids over them, seeds and load.
+
+An experiment compares policies on the same prompts with the same seeds. Everything that is measured
+is a policy: the refiner alone, a draft of fixed steps, a hybrid within a budget.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from hybrid.errors import PolicyError, Problem
+from hybrid.policies.document import Document
+from hybrid.policies.schema import Section
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, dict) else value
+
+
+def _as_policy(value: object) -> object:
+    return {"policy": value} if isinstance(value, str) else value
+
+
+class TaskSet(Section):
+    """Prompts with references: the embedded tasks, or a file with one JSON object a line."""
+
+    embedded: list[str] | Literal["all"] | None = Field(
+        default=None, description="Names of embedded tasks, or all; held-out prompts only."
+    )
+    file: str | None = Field(
+        default=None, description="JSON lines with prompt, reference, and perhaps task and scorer."
+    )
+    items: int | None = Field(default=None, ge=1, description="At most so many of each task.")
+    scorer: str | None = Field(
+        default=None, description="exact, contains, ... or module:function; see the documentation."
+    )
+    task: str | None = Field(default=None, description="The policy's task, where lines name none.")
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "TaskSet":
+        if (self.embedded is None) == (self.file is None):
+            raise ValueError("a task set is embedded or a file, one of them")
+        return self
+
+
+class PolicyArms(Section):
+    """A policy, or a grid: one policy for every combination of values that fields take."""
+
+    policy: str | None = Field(default=None, description="A preset's name or a policy file.")
+    inline: dict[str, Any] | None = Field(default=None, description="A policy, written here.")
+    vary: dict[str, list[Any]] = Field(
+        default={}, description="Values by the field's path, such as defaults.budget."
+    )
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "PolicyArms":
+        if (self.policy is None) == (self.inline is None):
+            raise ValueError("name a policy or write one inline, one of them")
+        return self
+
+
+class Load(Section):
+    """How requests arrive: `clients` that each wait for their answer, or a Poisson stream."""
+
+    clients: int = Field(default=1, ge=1, le=256, description="Requests in flight at a time.")
+    rate: float | None = Field(default=None, gt=0, description="Arrivals a second instead.")
+
+
+class Experiment(Section):
+    """An experiment: every policy on every item of every task set, seed by seed."""
+
+    version: Literal[1] = Field(description="Of this format.")
+    name: str = Field(default="experiment", min_length=1, description="The report's title.")
+    description: str = Field(default="", description="For people.")
+    tasks: Annotated[list[TaskSet], BeforeValidator(_as_list), Field(min_length=1)]
+    policies: dict[str, Annotated[PolicyArms, BeforeValidator(_as_policy)]] = Field(min_length=1)
+    baseline: str | None = Field(
+        default=None, description="The policy that others are compared with; the first if not said."
+    )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    repeats: int = Field(default=1, ge=1, description="Times that each request is made.")
+    load: Load = Load()
+
+
+def load_experiment(path: Path) -> tuple[Experiment, Document]:
+    """The experiment in a file, and its places; raises PolicyError with every problem."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError([Problem(str(path), 0, 0, "", f"cannot be read: {error}")]) from None
+    return parse_experiment(text, str(path))
+
+
+def parse_experiment(text: str, name: str) -> tuple[Experiment, Document]:
+    """The experiment that a YAML text describes, and its places."""
+    document = Document(name, text, os.environ, Experiment, "an experiment")
+    problems = set(document.problems)
+    try:
+        experiment = Experiment.model_validate(document.values)
+    except ValidationError as error:
+        problems |= {document.problem(details) for details in error.errors(include_url=False)}
+    if problems:
+        raise PolicyError(sorted(problems, key=lambda p: (p.line, p.column, p.key)))
+    return experiment, document

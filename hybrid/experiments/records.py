@@ -1,0 +1,199 @@
+"""What an experiment leaves behind: one JSON line a request, appended as soon as it is answered.
+
+A folder holds `experiment.json` (what was asked, with which policies, on what machine) and
+`records.jsonl`. A line that was cut by a crash is dropped when the folder is read again, and the
+request is made once more.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO, Any
+
+from hybrid import __version__
+from hybrid.errors import BackendError, CheckpointError
+
+FORMAT = 1
+RECORDS, ABOUT, _LOCK = "records.jsonl", "experiment.json", ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One request: what was asked, what came of it, and how good it was.
+
+    `score` is None where the scorer raised (`score_error`) or nothing was answered (`error`), and
+    `draft_score` where there was no draft. Durations are seconds. `canvases` has steps, convergence
+    and mean entropy (nats) of each. `settings` are the arm's of a counterfactual replay.
+    """
+
+    key: str
+    arm: str
+    task: str
+    item: int
+    seed: int
+    repeat: int
+    prompt: str
+    reference: str
+    scorer: str
+    started: float
+    version: str = __version__
+    text: str = ""
+    score: float | None = None
+    draft_text: str | None = None
+    draft_score: float | None = None
+    score_error: str | None = None
+    error: str | None = None
+    seconds: float = 0.0
+    draft_s: float = 0.0
+    refine_s: float = 0.0
+    predicted_p50_s: float = 0.0
+    predicted_p95_s: float = 0.0
+    budget_s: float | None = None
+    label: str = ""
+    cap: int | None = None
+    mode: str = "none"
+    settings: Mapping[str, Any] | None = None
+    rule: str = ""
+    finish_reason: str = ""
+    tokens: int = 0
+    prompt_tokens: int = 0
+    steps: int = 0
+    passes: int = 0
+    accepted_tokens: int | None = None
+    is_accepted: bool | None = None
+    canvases: tuple[tuple[int, bool, float], ...] = ()
+    canvas_length: int = 0
+    least_logprob: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the answer has full marks."""
+        return self.score is not None and self.score >= 1
+
+    @property
+    def was_right(self) -> bool | None:
+        """Whether the draft had; None without a draft."""
+        return None if self.draft_score is None else self.draft_score >= 1
+
+    @property
+    def in_time(self) -> bool:
+        """Whether it kept its budget; always true without one."""
+        return self.budget_s is None or self.seconds <= self.budget_s
+
+    @property
+    def place(self) -> tuple[str, int, int, int]:
+        """What pairs it with the same request under another policy."""
+        return self.task, self.item, self.seed, self.repeat
+
+
+_FIELDS = {field.name for field in fields(Record)}
+
+
+def request_key(
+    digest: str, prompt: str, task: str, reference: str, scorer: str, seed: int, repeat: int
+) -> str:
+    """Equal for requests that need not be made again."""
+    parts = [digest, prompt, task, reference, scorer, seed, repeat, __version__]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
+def read_records(folder: Path) -> list[Record]:
+    """All whole records of a folder, the last of every key; raises CheckpointError if it has none
+    to read.
+    """
+    file = folder / RECORDS
+    if not file.is_file():
+        raise CheckpointError(str(file), "missing; run the experiment first")
+    found = {record.key: record for record in _parse(file)}
+    return list(found.values())
+
+
+def _parse(file: Path) -> Iterator[Record]:
+    for line in file.read_bytes().split(b"\n"):
+        try:
+            values = json.loads(line)
+            known = {name: values[name] for name in values if name in _FIELDS}
+            known["canvases"] = tuple(tuple(canvas) for canvas in known.get("canvases", ()))
+            known["notes"] = tuple(known.get("notes", ()))
+            yield Record(**known)
+        except (ValueError, TypeError, AttributeError, KeyError):
+            continue  # cut by a crash, or empty
+
+
+def read_about(folder: Path) -> Mapping[str, Any]:
+    """What `experiment.json` says; raises CheckpointError."""
+    file = folder / ABOUT
+    try:
+        about = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(str(file), "missing; is this an experiment's folder?") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(file), f"cannot be read: {error}") from None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        given = about.get("format") if isinstance(about, dict) else about
+        raise CheckpointError(str(file), f"has format {given!r}; this version reads {FORMAT}")
+    return about
+
+
+class Recorder:
+    """Appends records to a folder; safe if a run dies at any moment."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def add(self, record: Record) -> None:
+        """Append one; raises BackendError if the disk does not take it."""
+        line = json.dumps(asdict(record), allow_nan=False) + "\n"
+        start = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(line.encode()) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with suppress(OSError):  # a half line is dropped when the folder is read
+                self._file.truncate(start)
+            message = f"{self._file.name}: {error.strerror}; run again to go on"
+            raise BackendError("record", message) from None
+
+
+@contextmanager
+def recording(folder: Path, about: Mapping[str, Any]) -> Iterator[Recorder]:
+    """A recorder for a folder that nobody else writes to meanwhile; raises BackendError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("w")
+    except OSError as error:
+        raise BackendError("record", f"{folder}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BackendError("record", f"{folder}: another run writes there") from None
+        _write(folder / ABOUT, json.dumps({"format": FORMAT, **about}, indent=1) + "\n")
+        file = folder / RECORDS
+        _end_last_line(file)
+        with file.open("ab", buffering=0) as stream:
+            yield Recorder(stream)
+
+
+def _end_last_line(file: Path) -> None:
+    """Give a line that was cut in the middle an end, so that the next one starts afresh."""
+    if file.is_file() and file.stat().st_size:
+        with file.open("rb+") as stream:
+            stream.seek(-1, os.SEEK_END)
+            if stream.read(1) != b"\n":
+                stream.write(b"\n")
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.with_suffix(".part").write_text(text, "utf-8")
+        file.with_suffix(".part").replace(file)
+    except OSError as error:
+        raise BackendError("record", f"{file}: {error.strerror}") from None

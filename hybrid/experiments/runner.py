@@ -1,0 +1,257 @@
+"""Running an experiment: every policy on every item, what is recorded already left out.
+
+Policies take turns item by item, so that whatever else the machine does slows all of them alike.
+Policies with the same models share them, and what is learned of their latency.
+"""
+
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from hybrid.backends import Models, load_models
+from hybrid.batching import share
+from hybrid.experiments.arms import Arm
+from hybrid.experiments.definition import Load
+from hybrid.experiments.items import Item
+from hybrid.experiments.records import Record, Recorder, request_key
+from hybrid.experiments.scorers import LIKELIHOOD, find_scorer
+from hybrid.pipeline import Pipeline
+from hybrid.policies.calibration import load_or_measure
+from hybrid.policies.history import History
+from hybrid.requests import make_request
+from hybrid.types import Message, Plan, Request, Result
+
+_SEEDS_APART, _MOST_AT_ONCE = 1_000_003, 256
+LoadModels = Callable[..., Models]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One request to be made."""
+
+    arm: Arm
+    item: Item
+    seed: int
+    repeat: int
+
+    @property
+    def key(self) -> str:
+        """See `request_key`."""
+        item = self.item
+        asked = item.prompt, item.task, item.reference, item.scorer
+        return request_key(self.arm.digest, *asked, self.seed, self.repeat)
+
+    @property
+    def request(self) -> Request:
+        """Its random numbers are its own, and the same under every policy.
+
+        The task is named to policies that know it.
+        """
+        item = self.item
+        task = item.task if item.task in self.arm.policy.tasks else None
+        seed = self.seed * _SEEDS_APART + item.number
+        return make_request(item.prompt, {"task": task, "seed": seed})
+
+
+def list_cells(
+    arms: Sequence[Arm], items: Sequence[Item], seeds: Sequence[int], repeats: int
+) -> list[Cell]:
+    """Every request, a policy after the other for each item; policies that say the same once."""
+    different = list({arm.digest: arm for arm in arms}.values())
+    rounds = ((seed, repeat) for repeat in range(repeats) for seed in seeds)
+    return [
+        Cell(arm, item, seed, repeat)
+        for seed, repeat in rounds
+        for item in items
+        for arm in different
+    ]
+
+
+class Bench:
+    """The models of an experiment's policies, and a pipeline for each policy."""
+
+    def __init__(self, arms: Sequence[Arm], load: LoadModels = load_models) -> None:
+        self._arms, self._load = {arm.digest: arm for arm in arms}, load
+        self._pipelines: dict[str, Pipeline] = {}
+        self._models: dict[str, tuple[Models, History]] = {}
+
+    def pipeline(self, arm: Arm) -> Pipeline:
+        """The policy's, loading its models the first time; not to be asked by two threads."""
+        if arm.digest not in self._pipelines:
+            key = arm.policy.models.model_dump_json()
+            if key not in self._models:
+                chosen = arm.policy.models
+                models = self._load(chosen.drafter, chosen.refiner)
+                costs = load_or_measure(arm.policy, models.drafter, models.refiner).costs
+                models = replace(models, drafter=share(models.drafter))
+                self._models[key] = models, History(costs)
+            models, history = self._models[key]
+            made = Pipeline(arm.policy, models, history.latency, history=history)
+            self._pipelines[arm.digest] = made
+        return self._pipelines[arm.digest]
+
+    def predicted_s(self, cells: Sequence[Cell]) -> float:
+        """Seconds that the requests will take, one at a time, by their plans' medians."""
+        total = 0.0
+        for cell in cells:
+            plan = self.pipeline(cell.arm).plan(cell.request)[1]
+            total += plan.predicted.latency_p50_s
+        return total
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    bench: Bench,
+    recorder: Recorder,
+    load: Load,
+    done: Callable[[Record], None] = lambda record: None,
+) -> None:
+    """Make the requests and record each as it is answered; errors of a request are recorded too.
+
+    Interrupted, it waits for nothing: what is not recorded is made by the next run, and so is what
+    ended with an error.
+    """
+    for arm in {cell.arm.digest: cell.arm for cell in cells}.values():
+        bench.pipeline(arm)
+    stop, writing = threading.Event(), threading.Lock()
+
+    def work(cell: Cell) -> None:
+        record = answer(bench.pipeline(cell.arm), cell, stop)
+        with writing:
+            if not stop.is_set():
+                recorder.add(record)
+                done(record)
+
+    workers = load.clients if load.rate is None else _MOST_AT_ONCE
+    pool = ThreadPoolExecutor(workers, "hybrid-experiment")
+    waiting: set[Future[None]] = set()
+    try:
+        for cell in _arrivals(cells, load):
+            waiting.add(pool.submit(work, cell))
+            if len(waiting) >= 2 * workers:
+                waiting = _finish_some(waiting)
+        while waiting:
+            waiting = _finish_some(waiting)
+    finally:
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _finish_some(waiting: set[Future[None]]) -> set[Future[None]]:
+    """Wait for one at least; what it raised is raised here."""
+    finished, unfinished = wait(waiting, return_when=FIRST_COMPLETED)
+    for future in finished:
+        future.result()
+    return unfinished
+
+
+def answer(pipeline: Pipeline, cell: Cell, cancelled: threading.Event | None = None) -> Record:
+    """One request under one policy, judged."""
+    item, arm = cell.item, cell.arm
+    empty = Record(
+        key=cell.key,
+        arm=arm.name,
+        task=item.task,
+        item=item.number,
+        seed=cell.seed,
+        repeat=cell.repeat,
+        prompt=item.prompt,
+        reference=item.reference,
+        scorer=item.scorer,
+        started=time.time(),
+        canvas_length=pipeline.models.drafter.canvas_length if pipeline.models.drafter else 0,
+    )
+    try:
+        result = pipeline.answer(cell.request, lambda event: None, cancelled)
+    except Exception as error:  # a backend may raise anything; the others' requests go on
+        return replace(empty, error=f"{type(error).__name__}: {error}")
+    return _judge(_fill(empty, result), item, result, pipeline)
+
+
+def _fill(record: Record, result: Result) -> Record:
+    plan, timing, draft = result.plan, result.timing, result.draft
+    verdict, refinement = result.verdict, result.refinement
+    finite = verdict is not None and math.isfinite(verdict.min_logprob)
+    return replace(
+        record,
+        text=result.text,
+        draft_text=draft.text if draft else None,
+        seconds=timing.total_s,
+        draft_s=timing.draft_s,
+        refine_s=timing.refine_s,
+        predicted_p50_s=timing.predicted_p50_s,
+        predicted_p95_s=timing.predicted_p95_s,
+        budget_s=timing.budget_s,
+        label=plan.label,
+        cap=plan.draft.max_denoising_steps if plan.draft else None,
+        mode=plan.refine.mode,
+        settings=arm_settings(plan),
+        rule=plan.rule,
+        finish_reason=result.finish_reason,
+        tokens=len(result.token_ids),
+        prompt_tokens=result.usage.prompt_tokens,
+        steps=result.usage.denoising_steps,
+        passes=result.usage.refiner_passes,
+        accepted_tokens=refinement.accepted_tokens if refinement else None,
+        is_accepted=verdict.accepted if verdict else None,
+        canvases=tuple((c.steps, c.converged, c.mean_entropy) for c in draft.canvases)
+        if draft
+        else (),
+        least_logprob=verdict.min_logprob if verdict is not None and finite else None,
+        notes=result.notes,
+    )
+
+
+def arm_settings(plan: Plan) -> Mapping[str, Any]:
+    """All of a plan that changes its answer: equal settings, equal answers."""
+    draft = asdict(plan.draft) if plan.draft else None
+    refine = asdict(plan.refine) if plan.refine.mode != "none" else {"mode": "none"}
+    if plan.refine.mode == "generate":
+        refine = {"mode": "generate", "temperature": plan.refine.temperature}
+    return {"draft": draft, "refine": refine, "max_new_tokens": plan.max_new_tokens}
+
+
+def _judge(record: Record, item: Item, result: Result, pipeline: Pipeline) -> Record:
+    """With scores of answer and draft, or what the scorer raised."""
+    try:
+        if item.scorer == LIKELIHOOD:
+            return replace(record, score=_likelihood(pipeline, item.prompt, result.token_ids))
+        score = find_scorer(item.scorer)
+        of_answer = float(score(item.prompt, item.reference, record.text))
+        of_draft = None
+        if record.draft_text is not None:
+            same = record.draft_text == record.text
+            drafted = of_answer if same else score(item.prompt, item.reference, record.draft_text)
+            of_draft = float(drafted)
+        if not math.isfinite(of_answer):
+            raise ValueError(f"the scorer said {of_answer}")
+    except Exception as error:  # whatever a scorer raises, a user's above all
+        return replace(record, score_error=f"{type(error).__name__}: {error}")
+    return replace(record, score=of_answer, draft_score=of_draft)
+
+
+def _likelihood(pipeline: Pipeline, prompt: str, token_ids: Sequence[int]) -> float:
+    """The refiner's probability a token of the answer: the mean log-probability's exponential."""
+    refiner = pipeline.models.refiner
+    if refiner is None:
+        raise ValueError("scorer likelihood needs models.refiner, which is null")
+    if not token_ids:
+        return 0.0
+    session = refiner.open(Request(messages=(Message("user", prompt),)), len(token_ids))
+    logprobs = session.score(token_ids).logprobs
+    return math.exp(sum(logprobs) / len(logprobs))
+
+
+def _arrivals(cells: Sequence[Cell], load: Load) -> Iterator[Cell]:
+    """The cells, each when its time has come; a Poisson stream is the same every time."""
+    rng, due = random.Random(0), time.monotonic()
+    for cell in cells:
+        if load.rate is not None:
+            due += rng.expovariate(load.rate)
+            time.sleep(max(0.0, due - time.monotonic()))
+        yield cell
