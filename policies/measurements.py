@@ -83,6 +83,20 @@ def read_measurement(file: Path) -> Measurement | Unusable:
         return Unusable("is damaged")
 
 
+def costs_to_json(costs: LatencyModel) -> dict[str, float]:
+    """The measured part of a latency model, without what was learned."""
+    return {name: getattr(costs, name) for name in _COSTS}
+
+
+def costs_from_json(values: Any) -> LatencyModel:
+    """The inverse; raises ValueError for anything else."""
+    if not isinstance(values, dict) or set(values) != set(_COSTS):
+        raise ValueError(values)
+    if not all(isinstance(cost, int | float) and 0 <= cost < 3600 for cost in values.values()):
+        raise ValueError(values)
+    return LatencyModel(**values)
+
+
 def write_measurement(file: Path, measurement: Measurement, policy: Policy) -> bool:
     """Keep it; False if the cache directory cannot be written."""
     values = {
@@ -92,7 +106,7 @@ def write_measurement(file: Path, measurement: Measurement, policy: Policy) -> b
         "hardware": hardware(),
         "models": policy.models.model_dump(),
         "versions": versions(),
-        "costs": {name: getattr(measurement.costs, name) for name in _COSTS},
+        "costs": costs_to_json(measurement.costs),
     }
     return write_atomically(file, json.dumps(values, indent=1))
 
@@ -134,15 +148,11 @@ def write_atomically(file: Path, text: str) -> bool:
 
 
 def _read(values: Any) -> Measurement:
-    costs = values["costs"]
-    if set(costs) != set(_COSTS):
-        raise ValueError(costs)
-    if not all(isinstance(cost, int | float) and 0 <= cost < 3600 for cost in costs.values()):
-        raise ValueError(costs)
+    costs = costs_from_json(values["costs"])
     method, measured_at = values["method"], values["measured_at"]
     if method not in ("calibrated", "quick") or not isinstance(measured_at, str):
         raise ValueError(method)
-    return Measurement(LatencyModel(**costs), method, measured_at[:40])
+    return Measurement(costs, method, measured_at[:40])
 
 
 def _folder() -> Path:

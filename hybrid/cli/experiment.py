@@ -53,8 +53,9 @@ def run(
     from hybrid.experiments.arms import list_arms
     from hybrid.experiments.definition import load_experiment
     from hybrid.experiments.items import list_items
-    from hybrid.experiments.records import RECORDS, read_records, recording
+    from hybrid.experiments.records import ABOUT, RECORDS, read_about, read_records, recording
     from hybrid.experiments.runner import Bench, list_cells, run_cells
+    from hybrid.policies.measurements import costs_to_json
 
     experiment, document = load_experiment(file)
     arms = list_arms(experiment, document, file.parent)
@@ -64,16 +65,20 @@ def run(
     recorded = read_records(folder) if (folder / RECORDS).is_file() else []
     known = {record.key for record in recorded if record.error is None}
     todo = [cell for cell in cells if cell.key not in known]
-    bench = Bench(arms)
+    before = read_about(folder) if (folder / ABOUT).is_file() else {}
+    bench = Bench(folder, before.get("costs"))
     if dry_run:
         _tell(cells, todo, bench.predicted_s(todo[:_SAMPLE]), folder)
         return
+    for arm in arms:
+        bench.pipeline(arm)  # loads the models, and says what is wrong before anything is written
     about = {
         "experiment": experiment.model_dump(mode="json"),
         "text": file.read_text("utf-8"),
         "baseline": experiment.baseline or arms[0].name,
         "arms": [_describe(arm) for arm in arms],
         "items": len(items),
+        "costs": {key: costs_to_json(costs) for key, costs in bench.costs.items()},
         **surroundings(),
     }
     errors = 0

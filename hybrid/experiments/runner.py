@@ -4,6 +4,7 @@ Policies take turns item by item, so that whatever else the machine does slows a
 Policies with the same models share them, and what is learned of their latency.
 """
 
+import hashlib
 import math
 import random
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hybrid.backends import Models, load_models
@@ -20,12 +22,27 @@ from hybrid.experiments.definition import Load
 from hybrid.experiments.items import Item
 from hybrid.experiments.records import Record, Recorder, request_key
 from hybrid.experiments.scorers import LIKELIHOOD, find_scorer
+from hybrid.modes import MODES
 from hybrid.pipeline import Pipeline
 from hybrid.policies.calibration import load_or_measure
 from hybrid.policies.history import History
+from hybrid.policies.measurements import costs_from_json
+from hybrid.policies.schema import Policy
 from hybrid.requests import make_request
-from hybrid.types import Message, Plan, Request, Result
+from hybrid.types import Message, Plan, RefineMode, Request, Result
 
+_THRESHOLDS = ("scorer", "min_mean_logprob", "min_token_logprob")
+_MATTERS: Mapping[RefineMode, tuple[str, ...]] = {  # to the answer, of the refine settings
+    "none": (),
+    "score": (),
+    "best_of": ("scorer", "drafts"),
+    "repair": ("scorer", "min_token_logprob", "repair_with"),
+    "guide": ("min_token_logprob", "guide_every"),
+    "cascade": (*_THRESHOLDS, "temperature"),
+    "verify": ("temperature",),
+    "rewrite": ("temperature",),
+    "generate": ("temperature",),
+}
 _SEEDS_APART, _MOST_AT_ONCE = 1_000_003, 256
 LoadModels = Callable[..., Models]
 
@@ -73,27 +90,44 @@ def list_cells(
 
 
 class Bench:
-    """The models of an experiment's policies, and a pipeline for each policy."""
+    """The models of an experiment's policies, and a pipeline for each policy.
 
-    def __init__(self, arms: Sequence[Arm], load: LoadModels = load_models) -> None:
-        self._arms, self._load = {arm.digest: arm for arm in arms}, load
+    `folder` keeps what is learned of latency; `costs` are those of an earlier run there, by
+    `models_key`, so that it goes on from where that one was.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        costs: Mapping[str, Any] | None = None,
+        load: LoadModels = load_models,
+    ) -> None:
+        self._folder, self._load = folder, load
+        self.costs = {key: costs_from_json(values) for key, values in (costs or {}).items()}
         self._pipelines: dict[str, Pipeline] = {}
         self._models: dict[str, tuple[Models, History]] = {}
 
     def pipeline(self, arm: Arm) -> Pipeline:
-        """The policy's, loading its models the first time; not to be asked by two threads."""
+        """The policy's, loading its models the first time; not to be asked first by two threads."""
         if arm.digest not in self._pipelines:
-            key = arm.policy.models.model_dump_json()
+            key = models_key(arm.policy)
             if key not in self._models:
                 chosen = arm.policy.models
                 models = self._load(chosen.drafter, chosen.refiner)
-                costs = load_or_measure(arm.policy, models.drafter, models.refiner).costs
+                measured = load_or_measure(arm.policy, models.drafter, models.refiner).costs
+                costs = self.costs.setdefault(key, measured)
+                file = history_path(self._folder, key) if self._folder else None
                 models = replace(models, drafter=share(models.drafter))
-                self._models[key] = models, History(costs)
+                self._models[key] = models, History(costs, file)
             models, history = self._models[key]
-            made = Pipeline(arm.policy, models, history.latency, history=history)
+            made = Pipeline(arm.policy, models, self.costs[key], history=history)
             self._pipelines[arm.digest] = made
         return self._pipelines[arm.digest]
+
+    def save(self) -> None:
+        """Keep what was learned of latency."""
+        for _, history in self._models.values():
+            history.save()
 
     def predicted_s(self, cells: Sequence[Cell]) -> float:
         """Seconds that the requests will take, one at a time, by their plans' medians."""
@@ -102,6 +136,16 @@ class Bench:
             plan = self.pipeline(cell.arm).plan(cell.request)[1]
             total += plan.predicted.latency_p50_s
         return total
+
+
+def models_key(policy: Policy) -> str:
+    """Equal for policies with the same models."""
+    return hashlib.sha256(policy.models.model_dump_json().encode()).hexdigest()[:8]
+
+
+def history_path(folder: Path, key: str) -> Path:
+    """Where an experiment keeps what it learned of the latency of a pair of models."""
+    return folder / f"latency-{key}.json"
 
 
 def run_cells(
@@ -140,6 +184,7 @@ def run_cells(
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
+        bench.save()
 
 
 def _finish_some(waiting: set[Future[None]]) -> set[Future[None]]:
@@ -170,10 +215,10 @@ def answer(pipeline: Pipeline, cell: Cell, cancelled: threading.Event | None = N
         result = pipeline.answer(cell.request, lambda event: None, cancelled)
     except Exception as error:  # a backend may raise anything; the others' requests go on
         return replace(empty, error=f"{type(error).__name__}: {error}")
-    return _judge(_fill(empty, result), item, result, pipeline)
+    return _judge(_fill(empty, result, arm.policy), item, result, pipeline)
 
 
-def _fill(record: Record, result: Result) -> Record:
+def _fill(record: Record, result: Result, policy: Policy) -> Record:
     plan, timing, draft = result.plan, result.timing, result.draft
     verdict, refinement = result.verdict, result.refinement
     finite = verdict is not None and math.isfinite(verdict.min_logprob)
@@ -190,7 +235,7 @@ def _fill(record: Record, result: Result) -> Record:
         label=plan.label,
         cap=plan.draft.max_denoising_steps if plan.draft else None,
         mode=plan.refine.mode,
-        settings=arm_settings(plan),
+        settings=arm_settings(plan, policy),
         rule=plan.rule,
         finish_reason=result.finish_reason,
         tokens=len(result.token_ids),
@@ -207,13 +252,21 @@ def _fill(record: Record, result: Result) -> Record:
     )
 
 
-def arm_settings(plan: Plan) -> Mapping[str, Any]:
-    """All of a plan that changes its answer: equal settings, equal answers."""
-    draft = asdict(plan.draft) if plan.draft else None
-    refine = asdict(plan.refine) if plan.refine.mode != "none" else {"mode": "none"}
-    if plan.refine.mode == "generate":
-        refine = {"mode": "generate", "temperature": plan.refine.temperature}
-    return {"draft": draft, "refine": refine, "max_new_tokens": plan.max_new_tokens}
+def arm_settings(plan: Plan, policy: Policy) -> dict[str, Any]:
+    """All of a plan that decides its answer: equal settings, equal answers for the same seed."""
+    mode, models = MODES[plan.refine.mode], policy.models
+    reads_refiner = mode.needs_refiner or (
+        mode.cost.reads == "scorer" and plan.refine.scorer == "refiner"
+    )
+    refine = {name: getattr(plan.refine, name) for name in _MATTERS[plan.refine.mode]}
+    drafter, refiner = models.drafter, models.refiner
+    return {
+        "draft": asdict(plan.draft) if plan.draft else None,
+        "refine": {"mode": plan.refine.mode, **refine},
+        "max_new_tokens": plan.max_new_tokens,
+        "drafter": [drafter.backend, drafter.model] if drafter and plan.draft else None,
+        "refiner": [refiner.backend, refiner.model] if refiner and reads_refiner else None,
+    }
 
 
 def _judge(record: Record, item: Item, result: Result, pipeline: Pipeline) -> Record:

@@ -1,0 +1,130 @@
+"""How another policy would have done: its decisions, and what the arms that it takes have scored.
+
+No model runs. For every recorded prompt the policy decides as it would have, with the latency
+model that the run had learned; then the recorded answer of the same settings is its answer.
+Settings that were never run are missing, and said.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from hybrid.experiments.records import Record
+from hybrid.experiments.runner import arm_settings, history_path, models_key
+from hybrid.experiments.statistics import Interval, proportion_interval
+from hybrid.experiments.summary import Results, read_results, settings_key
+from hybrid.policies.history import History
+from hybrid.policies.latency import LatencyModel
+from hybrid.policies.measurements import costs_from_json
+from hybrid.policies.planner import plan
+from hybrid.policies.quality import read_quality
+from hybrid.policies.schema import Policy
+from hybrid.policies.signals import gather
+from hybrid.requests import make_request
+from hybrid.types import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A policy's scores and seconds by request, its plans, and the plans that nobody has run.
+
+    `predicted` are the medians that the planner expected; `late` counts answers that were recorded
+    in a longer time than the policy's budget.
+    """
+
+    places: Sequence[tuple[str, int, int, int]]
+    scores: Sequence[float]
+    seconds: Sequence[float]
+    predicted: Sequence[float]
+    plans: Counter[str]
+    missing: Counter[str]
+    late: int
+
+    @property
+    def accuracy(self) -> float:
+        """Mean score of what was found."""
+        return sum(self.scores) / len(self.scores)
+
+    @property
+    def interval(self) -> Interval:
+        """Of the accuracy."""
+        return proportion_interval(sum(score >= 1 for score in self.scores), len(self.scores))
+
+    def latency(self, share: float) -> float:
+        """A quantile of the seconds."""
+        return float(np.quantile(self.seconds, share))
+
+
+def replay_policy(folder: Path, policy: Policy) -> Replayed:
+    """A policy over everything that a folder holds; raises CheckpointError."""
+    results = read_results(folder)
+    return replay_records(results, results.everything, policy)
+
+
+def replay_records(results: Results, records: Sequence[Record], policy: Policy) -> Replayed:
+    """A policy over these records' prompts and arms."""
+    by_place: dict[tuple[str, int, int, int], dict[str, Record]] = defaultdict(dict)
+    for record in records:
+        usable = record.settings is not None and record.finish_reason != "budget"
+        if usable and record.score is not None and record.error is None:
+            assert record.settings is not None
+            by_place[record.place].setdefault(settings_key(record.settings), record)
+    latency = _latency(results, policy)
+    places, scores, seconds, predicted = [], [], [], []
+    plans: Counter[str] = Counter()
+    missing: Counter[str] = Counter()
+    late = 0
+    for place, arms in by_place.items():
+        decision = decide(next(iter(arms.values())), policy, latency)
+        plans[decision.label] += 1
+        found = arms.get(settings_key(arm_settings(decision, policy)))
+        if found is None:
+            missing[decision.label] += 1
+            continue
+        places.append(place)
+        scores.append(found.score or 0.0)
+        seconds.append(found.seconds)
+        predicted.append(decision.predicted.latency_p50_s)
+        late += decision.budget_s is not None and found.seconds > decision.budget_s
+    return Replayed(places, scores, seconds, predicted, plans, missing, late)
+
+
+def decide(record: Record, policy: Policy, latency: LatencyModel) -> Plan:
+    """What the policy decides for a recorded prompt."""
+    from hybrid.embedded import EVALUATION
+    from hybrid.embedded.tasks import recognise
+
+    chosen = policy.models
+    is_embedded = all(
+        model is None or model.model == "embedded" for model in (chosen.drafter, chosen.refiner)
+    )
+    task = record.task if record.task in policy.tasks else None
+    request = make_request(record.prompt, {"task": task, "seed": record.seed})
+    signals = gather(
+        request,
+        prompt_tokens=record.prompt_tokens,
+        blank_tokens=0,
+        recognise=recognise if is_embedded else None,
+        policy=policy,
+        custom={},
+        load=0,
+    )
+    known = read_quality(EVALUATION) if is_embedded else {}
+    return plan(request, signals, policy, latency, {**known, **policy.quality})
+
+
+def _latency(results: Results, policy: Policy) -> LatencyModel:
+    """What the run knew of the machine and of the tasks' work, its pace forgotten.
+
+    Of other models than the policy's, where the policy's were not run: a policy of one of two
+    models decides alike.
+    """
+    known = {key: costs_from_json(values) for key, values in results.about["costs"].items()}
+    key = models_key(policy)
+    if key not in known:
+        key = max(known, key=lambda one: (known[one].step_s > 0) + (known[one].token_s > 0))
+    learned = History(known[key], history_path(results.folder, key)).latency
+    return replace(learned, pace=1.0)

@@ -1,0 +1,223 @@
+"""What an experiment's records come to: quality, latency and diffusion metrics of every policy.
+
+Answers that a scorer could not judge count for nothing, requests that failed count as wrong.
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hybrid import __version__
+from hybrid.experiments.records import Record, read_about, read_records
+from hybrid.experiments.statistics import (
+    Comparison,
+    Interval,
+    bootstrap_mean,
+    bootstrap_quantile,
+    compare,
+    holm,
+    proportion_interval,
+)
+
+_DROPPED = 5.0  # points of accuracy below the first point, beyond which AUP does not count
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One policy, over some records. Durations are seconds.
+
+    `tokens_per_forward` counts denoising steps and the refiner's passes alike; `canvas_fill` is the
+    share of canvas positions that became answer; `seconds_per_right` is the time spent for each
+    right answer.
+    """
+
+    arm: str
+    count: int
+    accuracy: float
+    accuracy_interval: Interval
+    p50_s: float
+    p50_interval: Interval
+    p95_s: float
+    p95_interval: Interval
+    in_time: float
+    steps_per_canvas: float
+    tokens_per_forward: float
+    canvas_fill: float
+    converged: float
+    entropy: float
+    passes: float
+    fixes: int
+    harms: int
+    kept_right: int
+    kept_wrong: int
+    seconds_per_right: float
+    failed: int
+    unjudged: int
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """An experiment's folder, read: `records` by policy, in the file's order of policies."""
+
+    folder: Path
+    about: Mapping[str, Any]
+    records: Mapping[str, Sequence[Record]]
+    of_other_versions: int
+
+    @property
+    def everything(self) -> list[Record]:
+        """All records."""
+        return [record for records in self.records.values() for record in records]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks in the order of the records."""
+        return list(dict.fromkeys(record.task for record in self.everything))
+
+    def values(self, arm: str) -> Mapping[str, Any]:
+        """What the grid set in a policy."""
+        found = next(one for one in self.about["arms"] if one["name"] == arm)
+        values: Mapping[str, Any] = found["values"]
+        return values
+
+    def groups(self) -> dict[str, list[str]]:
+        """Policies by the name that they have in the file."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for arm in self.about["arms"]:
+            if arm["name"] in self.records:
+                found[arm["group"]].append(arm["name"])
+        return dict(found)
+
+
+def read_results(folder: Path) -> Results:
+    """Everything recorded in a folder by this version; policies that say the same share records."""
+    about, records = read_about(folder), read_records(folder)
+    names_by_digest: dict[str, list[str]] = defaultdict(list)
+    for arm in about["arms"]:
+        names_by_digest[arm["digest"]].append(arm["name"])
+    namesakes = {name: names for names in names_by_digest.values() for name in names}
+    by_arm: dict[str, list[Record]] = {arm["name"]: [] for arm in about["arms"]}
+    current = [record for record in records if record.version == __version__]
+    for record in current:
+        for name in namesakes.get(record.arm, []):
+            by_arm[name].append(record)
+    found = {name: kept for name, kept in by_arm.items() if kept}
+    return Results(folder, about, found, len(records) - len(current))
+
+
+def summarise(arm: str, records: Sequence[Record]) -> Summary:
+    """One policy's numbers."""
+    judged = [record for record in records if record.score is not None or record.error]
+    scores = [record.score or 0.0 for record in judged]
+    answered = [record for record in records if not record.error]
+    seconds = [record.seconds for record in answered]
+    drafts = [record for record in answered if record.canvases]
+    canvases = [canvas for record in drafts for canvas in record.canvases]
+    pairs = [(record.was_right, record.is_right) for record in drafts if record.score is not None]
+    forwards = sum(record.steps + record.passes for record in answered)
+    positions = sum(len(record.canvases) * record.canvas_length for record in drafts)
+    binary = all(score in (0.0, 1.0) for score in scores)
+    right = sum(score >= 1 for score in scores)
+    return Summary(
+        arm=arm,
+        count=len(judged),
+        accuracy=_mean(scores),
+        accuracy_interval=proportion_interval(right, len(scores))
+        if binary
+        else bootstrap_mean(scores),
+        p50_s=_quantile(seconds, 0.5),
+        p50_interval=bootstrap_quantile(seconds, 0.5),
+        p95_s=_quantile(seconds, 0.95),
+        p95_interval=bootstrap_quantile(seconds, 0.95),
+        in_time=_mean([record.in_time for record in answered]),
+        steps_per_canvas=_mean([steps for steps, _, _ in canvases]),
+        tokens_per_forward=sum(record.tokens for record in answered) / max(1, forwards),
+        canvas_fill=sum(record.tokens for record in drafts) / positions if positions else math.nan,
+        converged=_mean([converged for _, converged, _ in canvases]),
+        entropy=_mean([entropy for _, _, entropy in canvases]),
+        passes=_mean([record.passes for record in answered]),
+        fixes=pairs.count((False, True)),
+        harms=pairs.count((True, False)),
+        kept_right=pairs.count((True, True)),
+        kept_wrong=pairs.count((False, False)),
+        seconds_per_right=sum(seconds) / right if right else math.inf,
+        failed=len(records) - len(answered),
+        unjudged=len(records) - len(judged),
+    )
+
+
+def comparisons(results: Results) -> dict[str, tuple[Comparison, float, float]]:
+    """Every policy against the baseline; the p-values of accuracy and latency corrected by Holm."""
+    base = {record.place: record for record in results.records.get(results.about["baseline"], ())}
+    found: dict[str, Comparison] = {}
+    for arm, records in results.records.items():
+        pairs = [
+            (record, base[record.place])
+            for record in records
+            if record.place in base and record.score is not None
+        ]
+        pairs = [pair for pair in pairs if pair[1].score is not None]
+        if arm == results.about["baseline"] or len(pairs) < 2:
+            continue
+        found[arm] = compare(
+            [record.score or 0.0 for record, _ in pairs],
+            [record.seconds for record, _ in pairs],
+            [other.score or 0.0 for _, other in pairs],
+            [other.seconds for _, other in pairs],
+        )
+    accuracy = holm([one.p_accuracy for one in found.values()])
+    latency = holm([one.p_latency for one in found.values()])
+    return {
+        arm: (one, accuracy[place], latency[place])
+        for place, (arm, one) in enumerate(found.items())
+    }
+
+
+def pareto(summaries: Sequence[Summary]) -> list[Summary]:
+    """Policies that no other beats in both accuracy and median latency, the fastest first."""
+    front: list[Summary] = []
+    for one in sorted(summaries, key=lambda summary: (summary.p50_s, -summary.accuracy)):
+        if not front or one.accuracy > front[-1].accuracy:
+            front.append(one)
+    return front
+
+
+def area_under_parallelism(points: Sequence[tuple[float, float]]) -> float:
+    """AUP of (tokens a forward, accuracy in per cent) points (d3LLM, arXiv 2601.07568).
+
+    Accuracy lost against the curve's best counts exponentially; points more than 5 points below the
+    first are dropped.
+    """
+    ordered = sorted(points)
+    kept = [point for point in ordered if point[1] >= ordered[0][1] - _DROPPED]
+    best = max(y for _, y in kept)
+    if best <= 0:
+        return 0.0
+
+    def weighted(y: float) -> float:
+        return y * min(math.exp(-3 * (1 - y / best)), 1.0)
+
+    area = kept[0][0] * kept[0][1]
+    for (before, y0), (rho, y1) in pairwise(kept):
+        area += 0.5 * (rho - before) * (weighted(y1) + weighted(y0))
+    return area
+
+
+def settings_key(settings: Mapping[str, Any]) -> str:
+    """Equal for plans whose answers are."""
+    return json.dumps(settings, sort_keys=True)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return float(np.quantile(values, share)) if values else math.nan
