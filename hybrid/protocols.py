@@ -260,6 +260,10 @@ class Refiner(Protocol):
         """
         ...
 
+    def encode(self, text: str) -> list[int]:
+        """The tokens of an answer, without an end token."""
+        ...
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of an answer's tokens, without end and padding tokens."""
         ...

@@ -74,6 +74,10 @@ class GemmaRefiner:
         room = answer_room(prompt, max_answer_tokens, self.model.config.max_position_embeddings)
         return GemmaSession(self.model, prompt, room, deadline, sampling)
 
+    def encode(self, text: str) -> list[int]:
+        """See `Refiner.encode`."""
+        return self.tokenizer.encode(text)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """See `Refiner.decode`."""
         return self.tokenizer.decode(token_ids)

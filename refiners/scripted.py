@@ -51,6 +51,10 @@ class ScriptedRefiner:
         answer = [*self.answers[prompt].encode(), END]
         return ScriptedSession(answer, self.fails_at, max_answer_tokens, deadline or Deadline())
 
+    def encode(self, text: str) -> list[int]:
+        """See `Refiner.encode`."""
+        return list(text.encode())
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """See `Refiner.decode`."""
         return bytes(token for token in token_ids if token != END).decode(errors="replace")

@@ -130,6 +130,10 @@ class VllmRefiner:
         room = answer_room(prompt, max_answer_tokens, self._find_context(deadline))
         return VllmSession(self, request, tuple(prompt), room, deadline, sampling or Sampling())
 
+    def encode(self, text: str) -> list[int]:
+        """See `Refiner.encode`."""
+        return self.tokenizer.encode(text)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """See `Refiner.decode`."""
         return self.tokenizer.decode(token_ids)

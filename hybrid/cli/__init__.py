@@ -36,6 +36,8 @@ app.command("hybrid.cli.run:run", name="run", help="Answer a prompt within its b
 app.command("hybrid.cli.demo:demo", name="demo", help="Watch six requests being answered.")
 app.command("hybrid.cli.policy:app", name="policy", help="Check, show and explain policies.")
 app.command("hybrid.cli.experiment:app", name="experiment", help="Measure policies on tasks.")
+app.command("hybrid.cli.fit:fit", name="fit", help="Fit a policy to an experiment's records.")
+app.command("hybrid.cli.harness:lm_eval", name="lm-eval", help="Run lm-evaluation-harness.")
 app.command("hybrid.cli.inspect:inspect", name="inspect", help="Say what a model folder holds.")
 app.command("hybrid.cli.calibrate:calibrate", name="calibrate", help="Measure this machine.")
 app.command("hybrid.cli.doctor:doctor", name="doctor", help="Check this machine, with fixes.")

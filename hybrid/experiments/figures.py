@@ -23,6 +23,7 @@ from hybrid.experiments.statistics import proportion_interval
 from hybrid.experiments.summary import Summary, pareto
 
 DPI = 160
+_CLOSE = 2.5  # points of accuracy between two labels
 _WIDE = 5  # the slowest over the fastest, from which a logarithmic axis is easier to read
 _COLOURS = ("#3b6fd4", "#d9662c", "#2f9e6e", "#a34fb8", "#b8860b", "#c2385a", "#5b6b7a")
 
@@ -112,12 +113,14 @@ def frontier(groups: Mapping[str, Sequence[tuple[str, Summary]]]) -> Drawing:
                 x, y, np.maximum(doubt, 0), np.maximum(spread, 0), fmt="o", markersize=5,
                 color=colour, elinewidth=1, alpha=0.95, label=group, zorder=3,
             )  # fmt: skip
-            for (label, _), at_x, at_y in zip(ordered, x, y, strict=True):
-                if label:
-                    axes.annotate(
-                        label, (at_x, at_y), xytext=(5, -9), textcoords="offset points",
-                        fontsize=7, color=colour,
-                    )  # fmt: skip
+            named = [
+                (label, at_x, at_y) for (label, _), at_x, at_y in zip(ordered, x, y, strict=True)
+            ]
+            for label, at_x, at_y in _merged(named, max(1e3 * one.p50_s for one in everything)):
+                axes.annotate(
+                    label, (at_x, at_y), xytext=(5, -9), textcoords="offset points",
+                    fontsize=7, color=colour,
+                )  # fmt: skip
         times = [one.p50_s for one in everything]
         if max(times) > _WIDE * min(times):
             _milliseconds(axes)
@@ -130,6 +133,21 @@ def frontier(groups: Mapping[str, Sequence[tuple[str, Summary]]]) -> Drawing:
         axes.legend(loc="lower right")
 
     return drawing
+
+
+def _merged(
+    points: Sequence[tuple[str, float, float]], width: float
+) -> list[tuple[str, float, float]]:
+    """Labels of points, those of neighbours as one where two would be written over each other."""
+    found: list[tuple[str, float, float]] = []
+    for label, x, y in points:
+        near = found and x - found[-1][1] < 0.04 * width and abs(y - found[-1][2]) < _CLOSE
+        if near:
+            before, at_x, at_y = found[-1]
+            found[-1] = (f"{before}, {label}", at_x, at_y)
+        else:
+            found.append((label, x, y))
+    return found
 
 
 def curves(

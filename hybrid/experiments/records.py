@@ -65,6 +65,7 @@ class Record:
     prompt_tokens: int = 0
     steps: int = 0
     passes: int = 0
+    draft_tokens: int = 0
     accepted_tokens: int | None = None
     is_accepted: bool | None = None
     canvases: tuple[tuple[int, bool, float], ...] = ()

@@ -242,6 +242,7 @@ def _fill(record: Record, result: Result, policy: Policy) -> Record:
         prompt_tokens=result.usage.prompt_tokens,
         steps=result.usage.denoising_steps,
         passes=result.usage.refiner_passes,
+        draft_tokens=len(draft.token_ids) if draft else 0,
         accepted_tokens=refinement.accepted_tokens if refinement else None,
         is_accepted=verdict.accepted if verdict else None,
         canvases=tuple((c.steps, c.converged, c.mean_entropy) for c in draft.canvases)

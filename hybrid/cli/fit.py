@@ -1,0 +1,63 @@
+"""`hybrid fit`: a policy from an experiment, and how it does on items it was not fitted to."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.table import Table
+from ruamel.yaml import YAML
+
+from hybrid.cli.terminal import Terminal
+from hybrid.deadline import format_duration
+from hybrid.errors import BackendError
+
+
+def fit(
+    folder: Path, *, out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("policy.yaml")
+) -> None:
+    """Write a policy fitted to one half of an experiment's items; report on the other half.
+
+    Parameters
+    ----------
+    folder
+        Where an experiment was recorded.
+    out
+        The policy file to write.
+    """
+    from hybrid.experiments.fit import against_presets
+    from hybrid.experiments.fit import fit as fit_policy
+    from hybrid.experiments.summary import read_results
+
+    results = read_results(folder)
+    fitted = fit_policy(results)
+    yaml = YAML()
+    yaml.default_flow_style = None
+    yaml.width = 100
+    try:
+        with out.open("w", encoding="utf-8") as stream:
+            yaml.dump(dict(fitted.values), stream)
+    except OSError as error:
+        raise BackendError("fit", f"{out}: {error.strerror}") from None
+    console = Terminal()
+    chosen = Table("task", "plans on the front of accuracy and latency (first half)")
+    for task, reason in fitted.reasons.items():
+        chosen.add_row(task, reason)
+    console.print(chosen)
+    table = Table("preset", "its p95", "right", "fitted, within that", "difference", "its p95 ")
+    for rival in against_presets(results, fitted):
+        low, high = rival.interval
+        has_answers = bool(rival.fitted.scores)
+        table.add_row(
+            rival.name,
+            format_duration(rival.limit_s),
+            f"{100 * rival.preset.accuracy:.1f} %",
+            f"{100 * rival.fitted.accuracy:.1f} %" if has_answers else "-",
+            f"{100 * rival.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+            format_duration(rival.fitted.latency(0.95)) if has_answers else "-",
+        )
+        for who, missing in (("preset", rival.preset.missing), ("fitted", rival.fitted.missing)):
+            if missing:
+                plans = ", ".join(f"{label} ({count})" for label, count in missing.most_common(3))
+                table.add_row("", "", "", f"{who}: never run: {plans}", "", "")
+    console.print(table)
+    console.print(f"{out}: measured on the second half of the items, replayed from {folder}")
