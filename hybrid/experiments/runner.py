@@ -100,9 +100,9 @@ class Bench:
         self,
         folder: Path | None = None,
         costs: Mapping[str, Any] | None = None,
-        load: LoadModels = load_models,
+        load: LoadModels | None = None,
     ) -> None:
-        self._folder, self._load = folder, load
+        self._folder, self._load = folder, load or load_models
         self.costs = {key: costs_from_json(values) for key, values in (costs or {}).items()}
         self._pipelines: dict[str, Pipeline] = {}
         self._models: dict[str, tuple[Models, History]] = {}

@@ -1,0 +1,89 @@
+"""A small experiment on scripted models, and a folder of records made from it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybrid.backends import Models
+from hybrid.drafters.scripted import ScriptedDrafter
+from hybrid.experiments.arms import list_arms
+from hybrid.experiments.definition import Load, parse_experiment
+from hybrid.experiments.items import list_items
+from hybrid.experiments.records import read_about, recording
+from hybrid.experiments.runner import Bench, list_cells, run_cells
+from hybrid.policies.measurements import costs_to_json
+from hybrid.refiners.scripted import ScriptedRefiner
+
+TEXT = """
+version: 1
+name: small
+tasks: {file: items.jsonl}
+policies:
+  draft:
+    inline: {defaults: {refine: {mode: none}}, tasks: {}}
+    vary: {defaults.draft.max_denoising_steps: [1, 2, 4]}
+  verify: {inline: {defaults: {draft: {max_denoising_steps: 2}, refine: {mode: verify}}}}
+  refiner: {inline: {defaults: {refine: {mode: generate}}}}
+baseline: refiner
+"""
+ANSWERS = {f"say {word}": word * 3 for word in ("one", "two", "three", "four", "five", "six")}
+
+
+def scripted_models(*chosen: Any) -> Models:
+    return Models(ScriptedDrafter(ANSWERS), ScriptedRefiner(ANSWERS))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("hybrid.policies.calibration.SHORT", "say one")
+    monkeypatch.setattr("hybrid.policies.calibration.LONG", "say three")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where an experiment's files are: items of two tasks."""
+    lines = [
+        f'{{"prompt": "{prompt}", "reference": "{answer}", "task": "{"ab"[place % 2]}"}}\n'
+        for place, (prompt, answer) in enumerate(ANSWERS.items())
+    ]
+    (tmp_path / "items.jsonl").write_text("".join(lines))
+    return tmp_path
+
+
+@pytest.fixture
+def run_small(folder: Path) -> Callable[..., Path]:
+    """Run the experiment, or another text, on scripted models; the folder of its records."""
+
+    def run(text: str = TEXT, out: str = "out", load: Load | None = None) -> Path:
+        experiment, document = parse_experiment(text, "small.yaml")
+        arms = list_arms(experiment, document, folder)
+        items = list_items(experiment.tasks, folder)
+        cells = list_cells(arms, items, experiment.seeds, experiment.repeats)
+        where = folder / out
+        before = read_about(where) if (where / "experiment.json").is_file() else {}
+        bench = Bench(where, before.get("costs"), scripted_models)
+        for arm in arms:
+            bench.pipeline(arm)
+        about = {
+            "experiment": experiment.model_dump(mode="json"),
+            "text": text,
+            "baseline": experiment.baseline or arms[0].name,
+            "arms": [
+                {"name": a.name, "group": a.group, "digest": a.digest, "values": dict(a.values),
+                 "policy": a.policy.model_dump(mode="json")}
+                for a in arms
+            ],
+            "items": len(items),
+            "costs": {key: costs_to_json(costs) for key, costs in bench.costs.items()},
+            "version": "0.1.0",
+            "hardware": "none",
+            "at": "2026-01-01T00:00:00+00:00",
+        }  # fmt: skip
+        with recording(where, about) as recorder:
+            run_cells(cells, bench, recorder, load or experiment.load)
+        return where
+
+    return run

@@ -1,0 +1,114 @@
+"""What an experiment file may say, and how it is told what is wrong with it."""
+
+from pathlib import Path
+
+import pytest
+
+from hybrid.errors import PolicyError, RequestError
+from hybrid.experiments.arms import list_arms
+from hybrid.experiments.definition import load_experiment, parse_experiment
+from hybrid.experiments.items import list_items
+from tests.experiments.conftest import TEXT
+
+ROOT = Path(__file__).parents[2]
+
+
+def problems(text: str, folder: Path = Path()) -> list[str]:
+    with pytest.raises(PolicyError) as caught:
+        experiment, document = parse_experiment(text, "x.yaml")
+        list_arms(experiment, document, folder)
+    return [str(problem) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize("name", ["frontier", "curves"])
+def test_the_examples_are_valid(name: str) -> None:
+    experiment, document = load_experiment(ROOT / "examples" / f"{name}.yaml")
+    assert len(list_arms(experiment, document, ROOT)) > 5
+    assert len(list_items(experiment.tasks, ROOT)) == 500
+
+
+def test_twelve_lines_are_enough_for_a_frontier() -> None:
+    assert len((ROOT / "examples" / "frontier.yaml").read_text().splitlines()) <= 12
+
+
+def test_a_grid_is_written_out_and_named_by_its_values(folder: Path) -> None:
+    experiment, document = parse_experiment(
+        "version: 1\ntasks: {file: items.jsonl}\npolicies:\n  g:\n    policy: balanced\n"
+        "    vary: {defaults.budget: [1s, 2s],"
+        " tasks.chat.draft.max_denoising_steps: [3, [4, 5]]}\n",
+        "x.yaml",
+    )
+    arms = list_arms(experiment, document, folder)
+    assert [arm.name for arm in arms] == [
+        "g budget=1s, max_denoising_steps=3",
+        "g budget=1s, max_denoising_steps=[4, 5]",
+        "g budget=2s, max_denoising_steps=3",
+        "g budget=2s, max_denoising_steps=[4, 5]",
+    ]
+    assert arms[3].policy.defaults.budget == 2.0
+    assert arms[3].policy.tasks["chat"].draft.max_denoising_steps == (4, 5)
+    assert arms[3].policy.tasks["add"].expected_tokens == 4  # of the preset
+    assert len({arm.digest for arm in arms}) == 4
+
+
+def test_an_unknown_field_in_a_grid_is_found_with_its_line() -> None:
+    text = TEXT.replace("defaults.draft.max_denoising_steps", "defaults.draft.max_denoising_step")
+    (problem, *_) = problems(text)
+    assert problem.startswith("x.yaml:8:12: policies.draft.vary.")
+    assert "unknown key; did you mean 'max_denoising_steps'?" in problem
+
+
+def test_a_wrong_value_in_a_grid_is_found_with_its_line() -> None:
+    (problem, *_) = problems(TEXT.replace("[1, 2, 4]", "[1, zero]"))
+    assert problem.startswith("x.yaml:8:12: policies.draft.vary.")
+    assert "'zero' is not a number of steps" in problem
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("name: small", "nam: small"), "3:1: nam: unknown key; did you mean 'name'?"),
+        (("tasks: {file: items.jsonl}", "tasks: []"), "tasks: expected a list of at least one"),
+        (("tasks: {file: items.jsonl}\n", ""), "tasks is missing"),
+        (("{file: items.jsonl}", "{file: items.jsonl, embedded: all}"), "one of them"),
+        (("{refine: {mode: none}}", "{refine: {mode: non}}"), "did you mean 'none'"),
+        (("baseline: refiner", "baseline: refine"), "did you mean 'refiner'?"),
+        (("baseline: refiner", "seeds: [-1]"), "seeds.0: greater than or equal to 0"),
+        (("baseline: refiner", "load: {rate: 0}"), "load.rate"),
+        (("inline: {defaults: {refine: {mode: generate}}}", "policy: fastest"), "neither a preset"),
+    ],
+)
+def test_every_mistake_is_named_at_its_place(change: tuple[str, str], said: str) -> None:
+    assert change[0] in TEXT
+    assert said in "\n".join(problems(TEXT.replace(*change)))
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="cannot be read"):
+        load_experiment(tmp_path / "no.yaml")
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("", "at least one item"),
+        ('{"prompt": "x"}\n{oops\n', "items.jsonl:2"),
+        ('{"text": "x"}\n', "with a prompt"),
+        ('{"prompt": "x", "referenc": "y"}\n', "did you mean 'reference'"),
+        ('{"prompt": "x", "scorer": "exakt"}\n', "did you mean 'exact'"),
+        ('{"prompt": "x", "scorer": "no.such:thing"}\n', "module:function that can be imported"),
+    ],
+)
+def test_broken_items_are_named_with_their_line(folder: Path, lines: str, said: str) -> None:
+    (folder / "items.jsonl").write_text(lines)
+    experiment, _ = parse_experiment(TEXT, "x.yaml")
+    with pytest.raises(RequestError, match=said):
+        list_items(experiment.tasks, folder)
+
+
+def test_items_are_numbered_by_task_and_cut_to_the_number_wanted(folder: Path) -> None:
+    text = TEXT.replace("{file: items.jsonl}", "[{file: items.jsonl, items: 2}]")
+    experiment, _ = parse_experiment(text, "x.yaml")
+    items = list_items(experiment.tasks, folder)
+    assert [(item.task, item.number) for item in items] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert {item.scorer for item in items} == {"exact"}

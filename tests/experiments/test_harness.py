@@ -1,0 +1,68 @@
+"""hybrid under lm-evaluation-harness; skipped where that is not installed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hybrid.cli import main
+from hybrid.embedded.tasks import evaluation_set
+
+
+def test_without_the_harness_its_command_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
+    monkeypatch.delitem(__import__("sys").modules, "hybrid.experiments.harness", raising=False)
+    assert main(["lm-eval", "run", "--model", "hybrid"]) != 0
+    assert "pip install 'hybrid-gemma[lm-eval]'" in capsys.readouterr().err
+
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+doc_to_text: "{{{{prompt}}}}"
+metric_list: [{{metric: {metric}, aggregation: mean, higher_is_better: true}}]
+"""
+WRITTEN = """
+output_type: generate_until
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 16}
+"""
+CHOSEN = """
+output_type: multiple_choice
+doc_to_target: 0
+doc_to_choice: "{{[answer|string, wrong|string]}}"
+target_delimiter: ""
+"""
+
+
+@pytest.mark.slow
+def test_a_local_task_is_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    lines = [
+        {"prompt": i.prompt, "answer": i.answer, "wrong": str(int(i.answer) + 1)}
+        for i in evaluation_set("add", 6)
+    ]
+    file = tmp_path / "add.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    head = TASK.format(name="our_add", file=file, metric="exact_match")
+    (tmp_path / "add.yaml").write_text(head + WRITTEN)
+    head = TASK.format(name="our_choice", file=file, metric="acc")
+    (tmp_path / "choice.yaml").write_text(head + CHOSEN)
+    rows = tmp_path / "rows.jsonl"
+    arguments = f"policy=balanced,out={rows}"
+    command = ["run", "--model", "hybrid", "--model_args", arguments]
+    tasks = ["--tasks", "our_add,our_choice", "--include_path", str(tmp_path)]
+    assert main(["lm-eval", *command, *tasks]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("|    1|") == 2
+    recorded = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert sorted(row["doc_id"] for row in recorded) == [*range(6)]
+    assert all(row["seconds"] > 0 and row["plan"] for row in recorded)

@@ -1,0 +1,123 @@
+"""Summaries, the report and its pictures."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hybrid.experiments.records import Record, read_records, recording
+from hybrid.experiments.report import write_report
+from hybrid.experiments.summary import (
+    area_under_parallelism,
+    comparisons,
+    pareto,
+    read_results,
+    summarise,
+)
+
+Run = Callable[..., Path]
+
+
+def record(**values: object) -> Record:
+    usual: dict[str, object] = {
+        "key": "k", "arm": "a", "task": "t", "item": 0, "seed": 0, "repeat": 0, "prompt": "p",
+        "reference": "r", "scorer": "exact", "started": 0.0, "score": 1.0, "seconds": 1.0,
+    }  # fmt: skip
+    return Record(**{**usual, **values})  # type: ignore[arg-type]
+
+
+def test_a_summary_counts_everything_once() -> None:
+    canvas = (4, True, 0.1)
+    records = [
+        record(draft_score=0.0, steps=4, passes=2, tokens=12, canvases=(canvas,), canvas_length=32),
+        record(draft_score=1.0, score=0.0, steps=4, tokens=20, canvases=(canvas,),
+               canvas_length=32, seconds=3.0, budget_s=2.0),
+        record(draft_score=1.0, steps=2, tokens=10, canvases=((2, False, 0.3),), canvas_length=32),
+        record(score=None, score_error="broken", seconds=2.0),
+        record(score=None, error="failed"),
+    ]  # fmt: skip
+    found = summarise("a", records)
+    assert (found.count, found.failed, found.unjudged) == (4, 1, 1)
+    assert found.accuracy == 0.5  # two right of four that were judged or failed
+    assert (found.fixes, found.harms, found.kept_right, found.kept_wrong) == (1, 1, 1, 0)
+    assert found.tokens_per_forward == 42 / 12
+    assert found.canvas_fill == 42 / 96
+    assert found.converged == pytest.approx(2 / 3)
+    assert found.steps_per_canvas == pytest.approx(10 / 3)
+    assert found.in_time == 0.75
+    assert found.seconds_per_right == 7.0 / 2
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    def one(name: str, seconds: float, right: int) -> object:
+        records = [record(seconds=seconds, score=float(n < right)) for n in range(10)]
+        return summarise(name, records)
+
+    summaries = [one("slow", 3, 9), one("worse", 2, 5), one("fast", 1, 6), one("equal", 4, 9)]
+    assert [found.arm for found in pareto(summaries)] == ["fast", "slow"]  # type: ignore[arg-type]
+
+
+def test_aup_by_hand() -> None:
+    """1 x 80, then a trapezium whose right side counts exp(-3 (1 - 78 / 80)) of 78."""
+    from math import exp
+
+    expected = 1 * 80 + 0.5 * 2 * (80 + 78 * exp(-3 * (1 - 78 / 80)))
+    assert area_under_parallelism([(1, 80), (3, 78)]) == pytest.approx(expected)
+    assert area_under_parallelism([(1, 80), (3, 78), (9, 70)]) == pytest.approx(expected)
+    assert area_under_parallelism([(2, 50)]) == 100
+    assert area_under_parallelism([(2, 0)]) == 0
+
+
+def test_policies_are_compared_with_the_baseline_pair_by_pair(run_small: Run) -> None:
+    found = comparisons(read_results(run_small()))
+    assert "refiner" not in found
+    worst, p_accuracy, _ = found["draft max_denoising_steps=1"]
+    assert (worst.pairs, worst.fixes, worst.harms) == (6, 0, 6)
+    assert worst.difference == -1.0
+    assert p_accuracy == pytest.approx(min(1.0, worst.p_accuracy * 4))
+
+
+def test_the_report_is_one_page_with_its_pictures(run_small: Run) -> None:
+    where = run_small()
+    page = write_report(where).read_text("utf-8")
+    assert not re.findall(r'(?:src|href|srcset)="(?!data:)', page)
+    assert "http" not in page.replace("http-equiv", "")
+    for name in ("frontier", "draft-max_denoising_steps", "steps", "fix-harm", "predictions"):
+        for theme in ("light", "dark"):
+            with Image.open(where / "figures" / f"{name}-{theme}.png") as picture:
+                assert picture.width > 600
+                corner = picture.convert("L").getpixel((2, 2))
+                assert isinstance(corner, int)
+                assert corner > 200 if theme == "light" else corner < 60
+    assert page.count("<figure>") >= 5
+    assert "verify" in page and "Best policy below a latency" in page
+    assert read_results(where).about["text"].splitlines()[2] in page
+
+
+def test_every_number_is_in_the_summary_and_follows_from_the_records(run_small: Run) -> None:
+    where = run_small()
+    write_report(where)
+    summary = json.loads((where / "summary.json").read_text())
+    records = [one for one in read_records(where) if one.arm == "verify"]
+    assert summary["policies"]["verify"]["accuracy"] == 1.0
+    assert summary["policies"]["verify"]["fixes"] == len(records) == 6
+    assert set(summary["by_task"]) == {"a", "b"}
+    assert summary["aup"].keys() == {"draft"}
+
+
+def test_a_report_of_one_policy_without_drafts(run_small: Run) -> None:
+    text = (
+        "version: 1\ntasks: {file: items.jsonl}\n"
+        "policies: {only: {inline: {defaults: {refine: {mode: generate}}}}}\n"
+    )
+    assert "only" in write_report(run_small(text)).read_text()
+
+
+def test_a_name_from_a_file_cannot_break_the_page(run_small: Run) -> None:
+    where = run_small()
+    with recording(where, {**read_results(where).about, "text": "<script>alert(1)</script>"}):
+        pass
+    assert "<script>" not in write_report(where).read_text()

@@ -1,0 +1,208 @@
+"""Running: everything once, recorded at once, resumed after any end, and never by two at a time."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybrid.cli import main
+from hybrid.errors import BackendError, CheckpointError
+from hybrid.experiments.definition import Load
+from hybrid.experiments.records import (
+    RECORDS,
+    Record,
+    Recorder,
+    read_about,
+    read_records,
+    recording,
+)
+from hybrid.experiments.summary import read_results
+from tests.experiments.conftest import ANSWERS, TEXT
+
+Run = Callable[..., Path]
+CELLS = 5 * len(ANSWERS)
+
+
+def test_every_policy_answers_every_item_with_the_same_seeds(run_small: Run) -> None:
+    records = read_records(run_small())
+    assert len(records) == CELLS
+    by_arm: dict[str, list[Record]] = {}
+    for record in records:
+        by_arm.setdefault(record.arm, []).append(record)
+    assert len(by_arm) == 5
+    places = [{record.place for record in found} for found in by_arm.values()]
+    assert all(place == places[0] for place in places)
+    assert all(record.error is None and record.score is not None for record in records)
+    assert all(record.score == 1 for record in by_arm["verify"] + by_arm["refiner"])
+    assert all(record.is_right for record in by_arm["draft max_denoising_steps=4"])
+    assert not any(record.is_right for record in by_arm["draft max_denoising_steps=1"])
+
+
+def test_a_record_says_what_was_done(run_small: Run) -> None:
+    record = next(r for r in read_records(run_small()) if r.arm == "verify")
+    assert (record.cap, record.mode, record.label) == (2, "verify", "2 steps + verify")
+    assert record.settings is not None
+    assert record.settings["refine"] == {"mode": "verify", "temperature": 0.0}
+    assert (record.draft_score, record.score) == (0.0, 1.0)
+    assert record.steps == 2 and record.passes > 1 and record.seconds > 0
+    assert record.canvases[0][0] == 2 and record.canvas_length == 64
+    assert record.predicted_p50_s > 0 and record.draft_tokens == record.tokens
+
+
+def test_a_second_run_makes_nothing_again(run_small: Run) -> None:
+    file = run_small() / RECORDS
+    before = file.read_bytes()
+    assert run_small() / RECORDS == file
+    assert len(file.read_bytes().splitlines()) == 2 * CELLS  # the CLI leaves out what is known
+    assert len(read_records(file.parent)) == CELLS
+    assert file.read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize("load", [Load(clients=4), Load(rate=500.0)])
+def test_requests_may_overlap(run_small: Run, load: Load) -> None:
+    records = read_records(run_small(load=load))
+    assert len(records) == CELLS
+    assert all(record.error is None for record in records)
+
+
+def test_a_line_that_was_cut_is_dropped_and_written_anew(run_small: Run) -> None:
+    where = run_small()
+    lines = (where / RECORDS).read_bytes().splitlines(keepends=True)
+    (where / RECORDS).write_bytes(b"".join(lines[:7]) + lines[7][: len(lines[7]) // 2])
+    assert len(read_records(where)) == 7
+    with recording(where, read_about(where)) as recorder:
+        recorder.add(read_records(where)[0])
+        recorder.add(Record(**json.loads(lines[9])))
+    assert len(read_records(where)) == 8
+
+
+def test_two_runs_on_one_folder_are_refused(tmp_path: Path) -> None:
+    with (
+        recording(tmp_path / "out", {}),
+        pytest.raises(BackendError, match="another run writes there"),
+        recording(tmp_path / "out", {}),
+    ):
+        pass
+
+
+def test_a_full_disk_stops_the_run_and_keeps_what_is_there(run_small: Run) -> None:
+    where = run_small()
+    record = read_records(where)[0]
+
+    class Full:
+        name = str(where / RECORDS)
+
+        def __init__(self, room: int) -> None:
+            self.stream, self.room = (where / RECORDS).open("ab", buffering=0), room
+
+        def fileno(self) -> int:
+            return self.stream.fileno()
+
+        def write(self, data: bytes) -> int:
+            if self.room == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self.stream.write(data[: self.room])
+
+        def truncate(self, size: int) -> int:
+            return self.stream.truncate(size)
+
+    before = (where / RECORDS).read_bytes()
+    for room in (0, 40):
+        full: Any = Full(room)
+        with pytest.raises(BackendError, match="No space left on device; run again to go on"):
+            Recorder(full).add(record)
+        assert (where / RECORDS).read_bytes() == before
+
+
+def test_records_of_another_version_are_left_out_and_said(run_small: Run) -> None:
+    where = run_small()
+    with recording(where, read_about(where)) as recorder:
+        recorder.add(replace(read_records(where)[0], key="old", version="0.0.1", score=0.0))
+    results = read_results(where)
+    assert results.of_other_versions == 1
+    assert len(results.everything) == CELLS
+
+
+def test_what_is_no_experiment_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is this an experiment's folder"):
+        read_results(tmp_path)
+    (tmp_path / "experiment.json").write_text('{"format": 99}')
+    with pytest.raises(CheckpointError, match="format 99; this version reads 1"):
+        read_about(tmp_path)
+
+
+def raising(prompt: str, reference: str, text: str) -> float:
+    if "two" in prompt:
+        raise ZeroDivisionError("my scorer broke")
+    return 1.0
+
+
+def test_a_scorer_that_raises_is_recorded_and_not_fatal(run_small: Run) -> None:
+    text = TEXT.replace(
+        "{file: items.jsonl}", f"{{file: items.jsonl, scorer: '{__name__}:raising'}}"
+    )
+    records = read_records(run_small(text))
+    broken = [record for record in records if record.score_error]
+    assert len(records) == CELLS and len(broken) == 5
+    assert broken[0].score is None
+    assert broken[0].score_error == "ZeroDivisionError: my scorer broke"
+
+
+def test_a_request_that_fails_is_recorded_and_made_again(run_small: Run, folder: Path) -> None:
+    with (folder / "items.jsonl").open("a") as stream:
+        stream.write('{"prompt": "unknown", "reference": "x", "task": "a"}\n')
+    where = run_small()
+    failed = [record for record in read_records(where) if record.error]
+    assert len(failed) == 5
+    assert "RequestError" in (failed[0].error or "")
+
+
+def test_likelihood_is_the_refiners(run_small: Run) -> None:
+    text = TEXT.replace("{file: items.jsonl}", "{file: items.jsonl, scorer: likelihood}")
+    records = read_records(run_small(text))
+    sure = [record.score for record in records if record.arm == "refiner"]
+    assert all(score == pytest.approx(0.9048, abs=1e-3) for score in sure)  # exp(-0.1)
+    wrong = [r.score for r in records if r.arm == "draft max_denoising_steps=1"]
+    assert all(score is not None and score < 0.1 for score in wrong)
+
+
+EMBEDDED = """
+version: 1
+name: killed
+tasks: {embedded: [add, sort, translate], items: 40}
+policies:
+  draft: {inline: {defaults: {draft: {max_denoising_steps: 2}, refine: {mode: none}}}}
+  refiner: {inline: {defaults: {refine: {mode: generate}}}}
+"""
+
+
+def test_kill_9_loses_at_most_one_request(tmp_path: Path) -> None:
+    file, out = tmp_path / "killed.yaml", tmp_path / "out"
+    file.write_text(EMBEDDED)
+    command = [sys.executable, "-m", "hybrid", "experiment", "run", str(file), "--out", str(out)]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    records = out / RECORDS
+    while time.monotonic() < deadline:
+        if records.is_file() and records.read_bytes().count(b"\n") >= 20:
+            break
+        time.sleep(0.005)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    survived = {record.key: record for record in read_records(out)}
+    assert 20 <= len(survived) < 240
+    assert main(["experiment", "run", str(file), "--out", str(out)]) == 0
+    after = {record.key: record for record in read_records(out)}
+    assert len(after) == 240
+    assert all(after[key] == record for key, record in survived.items())
+    lines = records.read_bytes().splitlines()
+    assert len(lines) - 240 <= 1  # the line that was cut, if one was

@@ -1,0 +1,98 @@
+"""Statistics against scipy, published values and hand calculation."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from hybrid.experiments.statistics import (
+    bootstrap_mean,
+    bootstrap_quantile,
+    compare,
+    detectable_difference,
+    holm,
+    items_needed,
+    mcnemar,
+    proportion_interval,
+    wilcoxon,
+)
+
+
+def test_wilson_by_hand() -> None:
+    """(p + z^2/2n +- z sqrt(p q / n + z^2/4n^2)) / (1 + z^2/n)."""
+    n, p, z = 50, 0.8, stats.norm.ppf(0.975)
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    assert proportion_interval(40, 50) == pytest.approx((middle - half, middle + half))
+    assert proportion_interval(0, 0) == (0.0, 1.0)
+    assert proportion_interval(50, 50)[1] == pytest.approx(1.0)
+
+
+def test_mcnemar_by_hand() -> None:
+    """Two-sided binomial: 1 of 10 changes is a harm, 2 (1 + 10) / 2^10."""
+    assert mcnemar(9, 1) == pytest.approx(2 * 11 / 1024)
+    assert mcnemar(5, 5) == 1.0
+    assert mcnemar(0, 0) == 1.0
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_is_between_the_raw_and_bonferronis(p_values: list[float]) -> None:
+    corrected = holm(p_values)
+    for raw, better in zip(p_values, corrected, strict=True):
+        assert raw <= better <= min(1.0, raw * len(p_values)) + 1e-12
+    order = np.argsort(p_values, kind="stable")
+    assert (np.diff(np.array(corrected)[order]) >= -1e-12).all()
+
+
+def test_wilcoxon_is_scipys() -> None:
+    rng = np.random.default_rng(1)
+    first, second = rng.gamma(2, 1, 40), rng.gamma(2.4, 1, 40)
+    assert wilcoxon(first, second) == pytest.approx(stats.wilcoxon(first, second).pvalue)
+    assert wilcoxon([1.0, 2.0], [1.0, 2.0]) == 1.0
+
+
+def test_the_bootstrap_covers_what_it_should() -> None:
+    """About 95 % of intervals for the mean of 60 exponential values hold the true mean."""
+    rng = np.random.default_rng(2)
+    held = 0
+    for _ in range(60):
+        low, high = bootstrap_mean(rng.exponential(1.0, 60))
+        held += low <= 1.0 <= high
+    assert held >= 50
+    assert bootstrap_mean([3.0, 3.0]) == (3.0, 3.0)
+    assert all(math.isnan(bound) for bound in bootstrap_mean([]))
+    low, high = bootstrap_quantile(rng.exponential(1.0, 400), 0.5)
+    assert low < math.log(2) < high
+
+
+def test_published_sample_sizes() -> None:
+    """About 470 pairs for 5 points and 2,900 for 2, at 15 % discordance (docs of the project)."""
+    assert items_needed(0.05) == pytest.approx(470, rel=0.01)
+    assert items_needed(0.02) == pytest.approx(2940, rel=0.02)
+    with pytest.raises(ValueError):
+        items_needed(0.2, discordance=0.1)
+
+
+@given(st.integers(20, 5000))
+def test_the_detectable_difference_needs_so_many_items(pairs: int) -> None:
+    least = detectable_difference(pairs)
+    assert items_needed(least) <= pairs or least == 0.15
+
+
+def test_comparing_pairs() -> None:
+    scores, base = [1.0, 1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0, 1.0]
+    seconds, base_seconds = [1.0, 2.0, 1.0, 2.0, 1.0], [2.0, 4.0, 2.0, 4.0, 2.0]
+    found = compare(scores, seconds, base, base_seconds)
+    assert (found.pairs, found.fixes, found.harms) == (5, 2, 1)
+    assert found.difference == pytest.approx(0.2)
+    assert found.speedup == pytest.approx(2.0)
+    assert found.p_accuracy == mcnemar(2, 1)
