@@ -147,9 +147,8 @@ def raising(prompt: str, reference: str, text: str) -> float:
 
 
 def test_a_scorer_that_raises_is_recorded_and_not_fatal(run_small: Run) -> None:
-    text = TEXT.replace(
-        "{file: items.jsonl}", f"{{file: items.jsonl, scorer: '{__name__}:raising'}}"
-    )
+    wanted = f"{{file: items.jsonl, scorer: '{__name__}:raising'}}"
+    text = TEXT.replace("{file: items.jsonl}", wanted)
     records = read_records(run_small(text))
     broken = [record for record in records if record.score_error]
     assert len(records) == CELLS and len(broken) == 5
@@ -188,7 +187,8 @@ policies:
 def test_kill_9_loses_at_most_one_request(tmp_path: Path) -> None:
     file, out = tmp_path / "killed.yaml", tmp_path / "out"
     file.write_text(EMBEDDED)
-    command = [sys.executable, "-m", "hybrid", "experiment", "run", str(file), "--out", str(out)]
+    code = "from hybrid.cli import main; main()"
+    command = [sys.executable, "-c", code, "experiment", "run", str(file), "--out", str(out)]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     records = out / RECORDS
