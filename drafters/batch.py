@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hybrid.drafters.denoise import DenoisingModel, Row, step
+from hybrid.drafters.denoise import DenoisingModel, HostDenoiser, Row
 from hybrid.drafters.noise import Draw, Noise
 from hybrid.drafters.template import Template
 from hybrid.gemma.config import GemmaConfig
@@ -60,6 +60,7 @@ class DraftBatch:
     ) -> None:
         self._model, self._tokenizer, self._noise = model, tokenizer, noise
         self._cache = model.new_cache(slots, capacity)
+        self._denoiser = HostDenoiser(model, self._cache, noise, model.config.hidden_size)
         self._free = list(range(slots - 1, -1, -1))
         self._rows: dict[int, _Work] = {}
         self._step_s = 0.0  # of all rows, the last time
@@ -81,7 +82,6 @@ class DraftBatch:
         There must be as many free rows, and capacity for each one's room.
         """
         numbers = [self._free.pop() for _ in assignments]
-        size = self._model.config.canvas_length, self._model.config.hidden_size
         with torch.inference_mode(), Threads.of(self._model.config):
             for number in numbers:
                 self._model.clear_row(self._cache, number)
@@ -94,10 +94,10 @@ class DraftBatch:
                     job=job,
                     cache_row=number,
                     canvas_ids=self._random_canvas(Draw(job.seed, canvas=0, step=0)),
-                    soft_embedding=torch.zeros(size, device=self._model.device),
                     template=assignment.template,
                 )
                 row.warm_start(job.warm_start)
+                self._denoiser.begin(row)
                 room = assignment.room - len(assignment.prompt)
                 self._rows[number] = _Work(row, room, states[-1:], prefill_s=seconds)
         return numbers
@@ -115,7 +115,7 @@ class DraftBatch:
         active = self._urgent() or self._rows
         with torch.inference_mode(), Threads.of(self._model.config):
             started = time.perf_counter()
-            step(self._model, self._cache, self._noise, [work.row for work in active.values()])
+            known = self._denoiser.step([work.row for work in active.values()])
             seconds = time.perf_counter() - started
             if active is self._rows:
                 self._step_s = seconds
@@ -123,13 +123,17 @@ class DraftBatch:
             for number, work in active.items():
                 work.denoise_s += seconds
                 try:
-                    self._review(work.row)
-                    self._report(work.row)
+                    if work.row in known:
+                        self._review(work.row)
+                        self._report(work.row)
                     work.row.job.deadline.raise_if_cancelled()
                 except Exception as error:
                     ended[number] = error
             alive = [work for number, work in active.items() if number not in ended]
-            self._end_canvases([work for work in alive if work.canvas_ended])
+            ending = [work for work in alive if work.canvas_ended]
+            for row in self._denoiser.settle([w.row for w in ending if not w.row.canvas_done]):
+                self._report(row)
+            self._end_canvases(ending)
             for number, work in active.items():
                 if number not in ended and work.finish_reason is not None:
                     ended[number] = self._result(work, work.finish_reason)
@@ -166,6 +170,7 @@ class DraftBatch:
         count = self._count_answer(token_ids, row.template)
         votes = guide.review(row.written, token_ids[: count + 1])
         row.follow(votes, self._random_canvas(row.draw(row.step)))
+        self._denoiser.change(row)
 
     def _report(self, row: Row) -> None:
         """Tell whoever listens what the step has made of the canvas."""
@@ -213,6 +218,7 @@ class DraftBatch:
             if work.finish_reason is None:
                 draw = Draw(work.row.job.seed, work.row.canvas + 1, step=0)
                 work.row.next_canvas(self._random_canvas(draw), work.token_ids)
+                self._denoiser.begin(work.row)
 
     def _take_canvas(self, work: "_Work") -> None:
         """Append the canvas's answer to the row's, and decide whether the row is finished."""

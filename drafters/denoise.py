@@ -8,6 +8,7 @@ sampled tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -35,19 +36,39 @@ class DenoisingModel(Protocol):
     def soft_embed(self, probabilities: Tensor) -> Tensor: ...
 
 
-@dataclass(slots=True)
+class Denoiser(Protocol):
+    """Moves the canvases of one batch on; a row learns of a step at once or one step later."""
+
+    def begin(self, row: "Row") -> None:
+        """The row begins a canvas, on the tokens in its `canvas_ids`."""
+        ...
+
+    def step(self, rows: "Sequence[Row]") -> "list[Row]":
+        """Ask for a step of each row; the rows that have learned of one since the last time."""
+        ...
+
+    def settle(self, rows: "Sequence[Row]") -> "list[Row]":
+        """Wait until these rows know of all their steps; those of them that did not."""
+        ...
+
+    def change(self, row: "Row") -> None:
+        """The row's canvas has been changed by votes; it knew of all its steps."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
 class Row:
     """One request in the batch and its current canvas.
 
     `canvas_ids` [C] is what the next step reads; `best_ids` [C], `entropy` [C] and `accepted` [C]
-    are what the last one left. `soft_embedding` [C, H] is zero at a canvas's first step. `written`
+    are what the last one left. `soft_embedding` [C, H] is the denoiser's to keep. `written`
     are the answer's tokens on earlier canvases, `barred` places and tokens that do not go together.
     """
 
     job: DraftJob
     cache_row: int
     canvas_ids: Tensor
-    soft_embedding: Tensor
+    soft_embedding: Tensor = field(default_factory=partial(torch.empty, 0))
     template: Template | None = None
     canvas: int = 0
     step: int = 0
@@ -123,6 +144,22 @@ class Row:
         is_stable = self.stable_steps >= params.stability_threshold
         self.converged = is_stable and mean_entropy < params.confidence_threshold
 
+    def learn(
+        self,
+        step: int,
+        canvas_ids: Tensor,
+        best_ids: Tensor,
+        entropy: Tensor,
+        accepted: Tensor,
+        converged: bool,
+        mean_entropy: float,
+    ) -> None:
+        """Take over what a device has made of the canvas by `step` and decided about it."""
+        self.step, self.stable_steps = step, 0
+        self.canvas_ids, self.best_ids = canvas_ids, best_ids
+        self.entropy, self.accepted = entropy, accepted
+        self.converged, self.mean_entropy = converged, mean_entropy
+
     def follow(self, votes: Votes, random_ids: Tensor) -> None:
         """Hold fast what is approved, and go on from noise where something is vetoed."""
         approved, vetoed = sorted(votes.approved), sorted(votes.vetoed - votes.approved)
@@ -143,6 +180,31 @@ class Row:
         if self.is_blank is None or self.fixed_ids is None:
             return ids
         return torch.where(self.is_blank, ids, self.fixed_ids)
+
+
+class HostDenoiser:
+    """A denoiser that computes a step when it is asked for."""
+
+    def __init__(self, model: DenoisingModel, cache: Any, noise: Noise, hidden_size: int) -> None:
+        self._model, self._cache, self._noise = model, cache, noise
+        self._hidden_size = hidden_size
+
+    def begin(self, row: Row) -> None:
+        """See `Denoiser.begin`; nothing is known of the canvas yet, so its expectation is zero."""
+        size = len(row.canvas_ids), self._hidden_size
+        row.soft_embedding = torch.zeros(size, device=row.canvas_ids.device)
+
+    def step(self, rows: Sequence[Row]) -> list[Row]:
+        """See `Denoiser.step`."""
+        step(self._model, self._cache, self._noise, rows)
+        return list(rows)
+
+    def settle(self, rows: Sequence[Row]) -> list[Row]:
+        """See `Denoiser.settle`."""
+        return []
+
+    def change(self, row: Row) -> None:
+        """See `Denoiser.change`."""
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ from torch import Tensor
 from hybrid.gemma.config import GemmaConfig, LayerConfig, LayerKind
 
 Index = slice | Tensor
+LEAST_SPARE = 256  # tokens that every cache can forget again, whatever the canvas
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,21 @@ class Reading:
         return torch.tensor(self.rows, device=device)
 
 
+def slots_by_kind(config: GemmaConfig, capacity: int, spare: int) -> dict[LayerKind, int]:
+    """Slots of a row besides the bin: for all its tokens and a canvas, or a ring of them."""
+    whole = capacity + config.canvas_length
+    ring = config.sliding_window - 1 + spare + config.canvas_length
+    if all(layer.kind == "full" for layer in config.layers):
+        ring = whole
+    return {"full": whole, "sliding": min(whole, ring)}
+
+
 class Cache:
-    """Room for `capacity` tokens in each of `batch_size` rows."""
+    """Room for `capacity` tokens in each of `batch_size` rows.
+
+    `memory`, if given, are the layers' keys and values [B, slots + 1, heads, D] to work in, with B
+    at least `batch_size` and slots as `slots_by_kind` says.
+    """
 
     def __init__(
         self,
@@ -81,6 +95,7 @@ class Cache:
         spare: int,
         device: torch.device,
         dtype: torch.dtype,
+        memory: tuple[list[Tensor], list[Tensor]] | None = None,
     ) -> None:
         if min(batch_size, capacity, spare) < 1:
             raise ValueError(f"{batch_size=}, {capacity=} and {spare=} must all be above zero")
@@ -90,19 +105,17 @@ class Cache:
             (layer.kind, config.num_attention_heads // layer.num_key_value_heads)
             for layer in config.layers
         }
-        whole = capacity + config.canvas_length
-        ring = config.sliding_window - 1 + spare + config.canvas_length
-        if all(layer.kind == "full" for layer in config.layers):
-            ring = whole
-        self._slots: dict[LayerKind, int] = {"full": whole, "sliding": min(whole, ring)}
+        self._slots = slots_by_kind(config, capacity, spare)
         self._counts = [0] * batch_size
         self._written = [0] * batch_size  # positions below this were written at some time
         self._device, self._dtype = device, dtype
         self._latest: tuple[Reading, dict[tuple[LayerKind, int], Span]] | None = None
         # Ordinary tensors even under inference_mode, so that a cache outlives the context.
         with torch.inference_mode(False):
-            self.keys = [self._room(layer, batch_size) for layer in config.layers]
-            self.values = [self._room(layer, batch_size) for layer in config.layers]
+            self.keys, self.values = memory or (
+                [self._room(layer, batch_size) for layer in config.layers],
+                [self._room(layer, batch_size) for layer in config.layers],
+            )
 
     def _room(self, layer: LayerConfig, batch_size: int) -> Tensor:
         shape = (batch_size, self._slots[layer.kind] + 1, layer.num_key_value_heads, layer.head_dim)
@@ -164,11 +177,13 @@ class Cache:
                 (kind, group): self._span(reading, kind, group) for kind, group in self._groups
             }
             self._latest = (reading, spans)
-            for row, start, length in zip(
-                reading.rows, reading.starts, reading.lengths, strict=True
-            ):
-                self._written[row] = max(self._written[row], start + length)
+            self.touch(reading)
         return self._latest[1]
+
+    def touch(self, reading: Reading) -> None:
+        """The pass writes its slots, whose earlier tokens are lost to `rollback`."""
+        for row, start, length in zip(reading.rows, reading.starts, reading.lengths, strict=True):
+            self._written[row] = max(self._written[row], start + length)
 
     def advance(self, reading: Reading) -> None:
         """The causal pass is done: its tokens have been read."""

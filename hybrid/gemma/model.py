@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, linear
 
 from hybrid.errors import CheckpointError
-from hybrid.gemma.cache import Cache, Reading, whole_numbers
+from hybrid.gemma.cache import LEAST_SPARE, Cache, Reading, whole_numbers
 from hybrid.gemma.checkpoint import FLOATS, Checkpoint
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.layer import Layer, Rotation
@@ -25,7 +25,6 @@ from hybrid.kernels.norms import rms_norm_torch
 from hybrid.kernels.rope import frequencies_torch, rotation_torch
 
 Rows = Sequence[int] | Tensor
-_LEAST_SPARE = 256  # tokens that every cache can forget again, whatever the canvas
 
 
 class GemmaModel:
@@ -56,7 +55,7 @@ class GemmaModel:
         `spare` is how many of a row's last tokens `rollback` can always forget.
         """
         if spare is None:
-            spare = max(self.config.canvas_length, _LEAST_SPARE)
+            spare = max(self.config.canvas_length, LEAST_SPARE)
         return Cache(self.config, batch_size, capacity, spare, self.device, self.dtype)
 
     def clear_row(self, cache: Cache, row: int) -> None:
