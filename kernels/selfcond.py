@@ -1,0 +1,28 @@
+"""Self-conditioning: a canvas embedding and the signal of the step before, normalised together.
+
+The norm has no weight and applies at a canvas's first step too, where the signal is zero; a causal
+pass embeds its tokens without it.
+"""
+
+import torch
+from torch import Tensor
+
+
+def condition(
+    token_ids: Tensor, signal: Tensor, embedding: Tensor, scale: float, eps: float
+) -> Tensor:
+    """``rms_norm(embedding[token_ids] * scale + signal)`` [T, H]; dtype of ``signal``.
+
+    ``token_ids`` int32 [T], ``signal`` [T, H], ``embedding`` [V, H].
+    """
+    return condition_torch(token_ids, signal, embedding, scale, eps)
+
+
+def condition_torch(
+    token_ids: Tensor, signal: Tensor, embedding: Tensor, scale: float, eps: float
+) -> Tensor:
+    """As `condition`; in float32, or float64 if the signal is, rounded once at the end."""
+    embedded = embedding[token_ids.long()].to(torch.promote_types(signal.dtype, torch.float32))
+    summed = embedded * scale + signal
+    inverse = (summed.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return (summed * inverse).to(signal.dtype)
