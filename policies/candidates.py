@@ -153,6 +153,11 @@ def _expect_by_prior(caps: tuple[int, ...]) -> _Curves:
     )
 
 
+def prior_quality(cap: int | None, mode: RefineMode) -> float:
+    """What is expected of a plan for a task that nobody has measured; no cap: nothing drafted."""
+    return float(_expect_by_prior((cap or 1,)).quality[mode][0])
+
+
 def _qualities(drafts: Sequence[float], refiner: float) -> dict[RefineMode, Column]:
     """Of drafts under every refine mode, and of the refiner alone."""
     draft = np.array([round(quality, 2) for quality in drafts])

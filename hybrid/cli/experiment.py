@@ -3,9 +3,8 @@
 A run can be stopped at any time and started again: what is recorded is not made twice.
 """
 
-import sys
+import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +25,7 @@ from hybrid.deadline import format_duration
 from hybrid.errors import RequestError
 
 if TYPE_CHECKING:
-    from hybrid.experiments.arms import Arm
+    from hybrid.experiments.replay import Replayed
     from hybrid.experiments.runner import Cell
 
 app = App(name="experiment", help="Measure policies: run, replay, report.")
@@ -50,12 +49,12 @@ def run(
     dry_run
         Only say what would be run, how long it would take, and what it could tell.
     """
+    from hybrid.experiments.about import describe
     from hybrid.experiments.arms import list_arms
     from hybrid.experiments.definition import load_experiment
     from hybrid.experiments.items import list_items
     from hybrid.experiments.records import ABOUT, RECORDS, read_about, read_records, recording
     from hybrid.experiments.runner import Bench, list_cells, run_cells
-    from hybrid.policies.measurements import costs_to_json
 
     experiment, document = load_experiment(file)
     arms = list_arms(experiment, document, file.parent)
@@ -72,15 +71,7 @@ def run(
         return
     for arm in arms:
         bench.pipeline(arm)  # loads the models, and says what is wrong before anything is written
-    about = {
-        "experiment": experiment.model_dump(mode="json"),
-        "text": file.read_text("utf-8"),
-        "baseline": experiment.baseline or arms[0].name,
-        "arms": [_describe(arm) for arm in arms],
-        "items": len(items),
-        "costs": {key: costs_to_json(costs) for key, costs in bench.costs.items()},
-        **surroundings(),
-    }
+    about = describe(experiment, file.read_text("utf-8"), arms, items, bench.costs)
     errors = 0
     with recording(folder, about) as recorder, _progress() as progress:
         bar = progress.add_task(experiment.name, total=len(cells), completed=len(cells) - len(todo))
@@ -114,67 +105,54 @@ def report(folder: Path) -> None:
 
 
 @app.command
-def replay(folder: Path, *, policy: Annotated[list[str], Parameter(negative="")]) -> None:
+def replay(experiment: Path, *, policy: Annotated[list[str], Parameter(negative="")]) -> None:
     """Say how other policies would have done, from what was recorded; runs no model.
 
     Parameters
     ----------
-    folder
-        Where an experiment was recorded.
+    experiment
+        The folder that an experiment was recorded in, or its YAML if that is `runs/NAME`.
     policy
         A preset's name or a policy file; may be given more than once.
     """
-    from hybrid.experiments.replay import replay_policy
+    from hybrid.experiments.replay import as_policy, replay_policy
     from hybrid.policies.loader import load_policy
 
-    table = Table("policy", "items", "accuracy", "p50", "p95", "plans", "missing")
+    folder = _folder(experiment)
+    table = Table("policy", "requests", "right (95 %)", *_SHARES, "in time", "plans")
+    lines = []
     for name in policy:
         found = replay_policy(folder, load_policy(name))
-        low, high = found.interval
-        table.add_row(
-            name,
-            str(len(found.scores)),
-            f"{100 * found.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-            if found.scores
-            else "-",
-            format_duration(found.latency(0.5)) if found.scores else "-",
-            format_duration(found.latency(0.95)) if found.scores else "-",
-            ", ".join(f"{label}: {count}" for label, count in found.plans.most_common(3)),
-            "; ".join(f"{label} ({count} items)" for label, count in found.missing.most_common(3)),
-        )
-    Terminal().print(table)
+        plans = ", ".join(f"{label}: {count}" for label, count in found.plans.most_common(3))
+        numbers = _numbers(found) if found.scores else ["-"] * (len(_SHARES) + 2)
+        table.add_row(name, str(len(found.scores)), *numbers, plans)
+        if found.derived:
+            lines.append(f"{name}: {found.derived} answers are worked out of `verify` records")
+        for label, count in found.missing.most_common():
+            lines.append(f"{name}: {label} was never run ({count} requests); to run it, add")
+            lines.append(f"  {label}: {{inline: {json.dumps(as_policy(found.settings[label]))}}}")
+    console = Terminal()
+    console.print(table)
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _folder(given: Path) -> Path:
+    """An experiment's folder, given as that or as its YAML."""
+    from hybrid.experiments.definition import load_experiment
+
+    return Path("runs") / load_experiment(given)[0].name if given.is_file() else given
+
+
+def _numbers(found: "Replayed") -> list[str]:
+    low, high = found.interval
+    accuracy = f"{100 * found.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    times = [format_duration(found.latency(share)) for share in _SHARES.values()]
+    return [accuracy, *times, f"{100 * found.in_time:.1f} %"]
+
+
+_SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _SAMPLE = 2000  # cells that are planned for an estimate
-
-
-def surroundings() -> dict[str, Any]:
-    """Versions, machine and time, for whoever reads the records later."""
-    import platform
-
-    from hybrid import __version__
-    from hybrid.policies.measurements import hardware, versions
-
-    return {
-        "version": __version__,
-        "versions": versions(),
-        "python": platform.python_version(),
-        "hardware": hardware(),
-        "command": sys.argv[1:],
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _describe(arm: "Arm") -> dict[str, Any]:
-    import json
-
-    return {
-        "name": arm.name,
-        "group": arm.group,
-        "digest": arm.digest,
-        "values": dict(arm.values),
-        "policy": json.loads(arm.text),
-    }
 
 
 def _tell(cells: "Sequence[Cell]", todo: "Sequence[Cell]", seconds: float, folder: Path) -> None:

@@ -43,21 +43,21 @@ def fit(
     for task, reason in fitted.reasons.items():
         chosen.add_row(task, reason)
     console.print(chosen)
-    table = Table("preset", "its p95", "right", "fitted, within that", "difference", "its p95 ")
+    table = Table("preset", "its p95", "right", "fitted, within that", "difference (95 %)")
+    lines = []
     for rival in against_presets(results, fitted):
         low, high = rival.interval
-        has_answers = bool(rival.fitted.scores)
         table.add_row(
             rival.name,
             format_duration(rival.limit_s),
             f"{100 * rival.preset.accuracy:.1f} %",
-            f"{100 * rival.fitted.accuracy:.1f} %" if has_answers else "-",
+            f"{100 * rival.fitted.accuracy:.1f} %" if rival.fitted.scores else "-",
             f"{100 * rival.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
-            format_duration(rival.fitted.latency(0.95)) if has_answers else "-",
         )
-        for who, missing in (("preset", rival.preset.missing), ("fitted", rival.fitted.missing)):
-            if missing:
-                plans = ", ".join(f"{label} ({count})" for label, count in missing.most_common(3))
-                table.add_row("", "", "", f"{who}: never run: {plans}", "", "")
+        lines.append(f"{rival.name}: the fitted policy is {rival.verdict}")
+        for who, plans in (("", rival.preset.missing), ("fitted, ", rival.fitted.missing)):
+            lines += [f"{rival.name}: {who}{one} was never run ({n})" for one, n in plans.items()]
     console.print(table)
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"{out}: measured on the second half of the items, replayed from {folder}")

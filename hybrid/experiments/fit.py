@@ -2,27 +2,37 @@
 
 One half of the items (the even ones) chooses, the other half tells how good the choice is. For each
 task the plans on the front of accuracy and latency stay in the planner's hands; what they were
-measured to be becomes the policy's quality table.
+measured to be becomes the policy's quality table. A few answers are not believed entirely: the
+prior of tasks that nobody measured counts as `_PRIOR` answers more, or ten right drafts of one step
+would be worth as much as ten right answers of the refiner.
 """
 
+import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from hybrid.deadline import format_duration
 from hybrid.errors import CheckpointError
+from hybrid.experiments.derive import as_cascade
 from hybrid.experiments.records import Record
 from hybrid.experiments.replay import Replayed, replay_records
-from hybrid.experiments.statistics import Interval, bootstrap_mean
-from hybrid.experiments.summary import Results
+from hybrid.experiments.statistics import Interval, bootstrap_mean, detectable_difference
+from hybrid.experiments.summary import Results, settings_key
+from hybrid.policies.candidates import prior_quality
 from hybrid.policies.loader import load_policy, parse_policy, preset_names
 from hybrid.policies.schema import Policy
+from hybrid.types import DraftParams, RefineMode, plan_label
 
-_FITTED = ("none", "cascade", "verify", "generate")  # modes that the quality table can tell apart
+_MODES: tuple[RefineMode, ...] = ("none", "verify", "generate")  # as recorded; cascade is derived
 _LEAST_ITEMS = 4  # of a task, under a plan, in the half that chooses
-Plan = tuple[int | None, str]  # a cap on steps, and a refine mode
+_PRIOR = 2.0
+_BUDGETS = (10.0, 5.0, 3.0, 2.0, 1.5, 1.25, 1.0)  # tried, of the limit for the p95 of all requests
+Plan = tuple[int | None, RefineMode]  # a cap on steps, and a refine mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +45,7 @@ class Fitted:
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """A preset against the fitted policy held to the preset's own p95, on the other half.
+    """A preset against the fitted policy held to the preset's own p95, on the other half of items.
 
     `difference` is the fitted policy's accuracy less the preset's, over the requests that both have
     an answer for.
@@ -48,6 +58,21 @@ class Rival:
     pairs: int
     difference: float
     interval: Interval
+
+    @property
+    def verdict(self) -> str:
+        """Whether the fitted policy is better, and why not if it is not."""
+        if not self.pairs:
+            return "not compared: no request has an answer under both"
+        if self.interval[0] > 0:
+            return "better"
+        if self.difference < 0 and self.interval[1] < 0:
+            return "worse: what was right on the first half is wrong on the second"
+        if self.preset.accuracy == 1 and self.difference == 0:
+            mine, its = (format_duration(one.latency(0.5)) for one in (self.fitted, self.preset))
+            return f"as good: the preset is never wrong here; median {mine} against {its}"
+        least = 100 * detectable_difference(self.pairs)
+        return f"not told apart: {self.pairs} pairs show differences from about {least:.0f} points"
 
 
 def halves(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
@@ -63,21 +88,22 @@ def fit(results: Results) -> Fitted:
     reasons: dict[str, str] = {}
     for task in results.tasks:
         plans = _plans([record for record in chosen_by if record.task == task])
-        table = _quality(plans)
-        if table is None:
+        if (None, "generate") not in plans or all(mode != "none" for _, mode in plans):
             continue
+        threshold = _threshold(
+            [r for (_, mode), found in plans.items() if mode == "verify" for r in found]
+        )
+        plans |= _cascades(plans, threshold)
         front = _front(plans)
-        caps = sorted({cap for cap, _ in front if cap is not None})
-        modes = [mode for mode in _FITTED if any(mode == found for _, found in front)]
+        modes, caps = _freedom(front, plans)
         section: dict[str, Any] = {"refine": {"mode": modes}}
         if caps:
             section["draft"] = {"max_denoising_steps": caps}
-        threshold = _threshold([r for r in chosen_by if r.task == task and r.mode == "verify"])
-        if "cascade" in modes and threshold is not None:
+        if "cascade" in modes:
             section["refine"]["min_token_logprob"] = threshold
         tokens = [record.tokens for found in plans.values() for record in found]
         section["expected_tokens"] = max(1, round(float(np.median(tokens))))
-        tasks[task], quality[task] = section, table
+        tasks[task], quality[task] = section, _quality(plans)
         reasons[task] = ", ".join(_say(plan, plans[plan]) for plan in front)
     if not tasks:
         message = "no task has both drafts without refining and answers of the refiner alone"
@@ -102,7 +128,7 @@ def against_presets(results: Results, fitted: Fitted) -> list[Rival]:
         if not preset.scores:
             continue
         limit = preset.latency(0.95)
-        mine = replay_records(results, held_out, within(fitted, limit))
+        mine = _at_most(limit, results, held_out, fitted)
         scores = dict(zip(preset.places, preset.scores, strict=True))
         both = [
             score - scores[place]
@@ -114,55 +140,110 @@ def against_presets(results: Results, fitted: Fitted) -> list[Rival]:
     return rivals
 
 
+def _at_most(
+    limit_s: float, results: Results, records: Sequence[Record], fitted: Fitted
+) -> Replayed:
+    """The fitted policy under the largest budget with which its own p95 stays within a limit.
+
+    A budget bounds each request's p95, which for the p95 of all is stricter than needed.
+    """
+    for factor in _BUDGETS:
+        found = replay_records(results, records, within(fitted, factor * limit_s))
+        if not found.scores or found.latency(0.95) <= limit_s:
+            break
+    return found
+
+
 def within(fitted: Fitted, budget_s: float) -> Policy:
     """The fitted policy with a budget."""
-    import json
-
     budget = {"defaults": {"budget": f"{1e6 * budget_s:.0f}us"}}
     return parse_policy(json.dumps({**fitted.values, **budget}), "fitted")
 
 
 def _plans(records: Sequence[Record]) -> dict[Plan, list[Record]]:
-    """Records by plan, those that were cut short left out."""
+    """Records by plan: one a request, drafted with the usual sampler, and not cut short."""
     plans: dict[Plan, list[Record]] = defaultdict(list)
-    for record in {r.key: r for r in records}.values():
+    for record in {(r.place, settings_key(r.settings or {})): r for r in records}.values():
         usable = record.score is not None and record.finish_reason != "budget"
-        if usable and record.mode in _FITTED:
-            plans[record.cap, record.mode].append(record)
+        drafted = record.settings["draft"] if record.settings else None
+        for mode in _MODES:
+            if usable and record.mode == mode and _is_usual(drafted):
+                plans[record.cap, mode].append(record)
     return {plan: found for plan, found in plans.items() if len(found) >= _LEAST_ITEMS}
 
 
-def _quality(plans: Mapping[Plan, Sequence[Record]]) -> dict[str, Any] | None:
-    """What was measured of a task; None if drafts or the refiner alone were not."""
-    drafts = {cap: found for (cap, mode), found in plans.items() if mode == "none"}
-    alone = plans.get((None, "generate"))
-    if not drafts or not alone:
-        return None
-    caps = sorted(cap for cap in drafts if cap is not None)
-    verified = {c: plans[c, "verify"] for c in caps if (c, "verify") in plans}
-    cascaded = {c: plans[c, "cascade"] for c in caps if (c, "cascade") in plans}
+def _is_usual(draft: Mapping[str, Any] | None) -> bool:
+    """Whether a draft differs from the defaults in nothing but its cap."""
+    if draft is None:
+        return True
+    return draft == asdict(DraftParams(max_denoising_steps=draft["max_denoising_steps"]))
+
+
+def _cascades(
+    plans: Mapping[Plan, Sequence[Record]], threshold: float | None
+) -> dict[Plan, list[Record]]:
+    """What `cascade` would have made of the drafts that were verified."""
+    if threshold is None:
+        return {}
+    return {
+        (cap, "cascade"): [
+            made for record in found if (made := as_cascade(record, None, threshold)) is not None
+        ]
+        for (cap, mode), found in plans.items()
+        if mode == "verify"
+    }
+
+
+def _quality(plans: Mapping[Plan, Sequence[Record]]) -> dict[str, Any]:
+    """What was measured of a task."""
+
+    def by_cap(wanted: RefineMode) -> dict[int, Sequence[Record]]:
+        caps = sorted(cap for cap, mode in plans if cap is not None and mode == wanted)
+        return {cap: plans[cap, wanted] for cap in caps}
+
+    drafts, verified, cascaded = by_cap("none"), by_cap("verify"), by_cap("cascade")
     table: dict[str, Any] = {
-        "draft": {cap: _accuracy(drafts[cap]) for cap in caps},
-        "refiner": _accuracy(alone),
+        "draft": {cap: _believed((cap, "none"), found) for cap, found in drafts.items()},
+        "refiner": _believed((None, "generate"), plans[None, "generate"]),
         "steps_used": {
-            cap: round(float(np.mean([record.steps for record in drafts[cap]])), 2) for cap in caps
+            cap: round(float(np.mean([record.steps for record in found])), 2)
+            for cap, found in drafts.items()
         },
     }
     if verified:
         table["agreement"] = {cap: _agreement(found) for cap, found in verified.items()}
     if cascaded:
-        table["cascade"] = {cap: _accuracy(found) for cap, found in cascaded.items()}
+        table["cascade"] = {c: _believed((c, "cascade"), found) for c, found in cascaded.items()}
     return table
 
 
 def _front(plans: Mapping[Plan, Sequence[Record]]) -> list[Plan]:
     """Plans that no other beats in both accuracy and median latency, the fastest first."""
-    ordered = sorted(plans, key=lambda plan: (_median_s(plans[plan]), -_accuracy(plans[plan])))
+
+    def quality(plan: Plan) -> float:
+        return _believed(plan, plans[plan])
+
     front: list[Plan] = []
-    for plan in ordered:
-        if not front or _accuracy(plans[plan]) > _accuracy(plans[front[-1]]):
+    for plan in sorted(plans, key=lambda plan: (_median_s(plans[plan]), -quality(plan))):
+        if not front or quality(plan) > quality(front[-1]):
             front.append(plan)
     return front
+
+
+def _freedom(
+    front: Sequence[Plan], plans: Mapping[Plan, object]
+) -> tuple[list[RefineMode], list[int]]:
+    """The modes and caps that the planner may combine: every combination was measured."""
+    modes = list(dict.fromkeys(mode for _, mode in front))
+    caps = sorted({cap for cap, _ in front if cap is not None})
+    while not all((cap, mode) in plans for cap in caps for mode in modes if mode != "generate"):
+        # a cap goes first that some mode lacks, unless only one is left
+        lacking = [c for c in caps if any((c, m) not in plans for m in modes if m != "generate")]
+        if len(lacking) < len(caps):
+            caps = [cap for cap in caps if cap not in lacking]
+        else:
+            modes = [mode for mode in modes if mode in ("none", "generate")]
+    return modes, caps
 
 
 def _threshold(verified: Sequence[Record]) -> float | None:
@@ -177,7 +258,7 @@ def _threshold(verified: Sequence[Record]) -> float | None:
     ]
     if not known:
         return None
-    candidates = sorted({round(min(0.0, least), 2) for least, _, _ in known})
+    candidates = sorted({min(0.0, math.floor(100 * least) / 100) for least, _, _ in known})
 
     def accuracy(threshold: float) -> float:
         return sum(draft if least >= threshold else mended for least, draft, mended in known)
@@ -191,8 +272,12 @@ def _agreement(records: Sequence[Record]) -> float:
     return round(float(np.clip(np.mean(shares), 0, 1)), 4) if shares else 0.0
 
 
-def _accuracy(records: Sequence[Record]) -> float:
-    return round(float(np.mean([record.score or 0.0 for record in records])), 4)
+def _believed(plan: Plan, records: Sequence[Record]) -> float:
+    """The accuracy that is expected of a plan, after what was measured of it."""
+    right = sum(record.score or 0.0 for record in records)
+    # no plan is believed to be better than the refiner before it was measured
+    prior = min(prior_quality(*plan), prior_quality(None, "generate"))
+    return round((right + _PRIOR * prior) / (len(records) + _PRIOR), 4)
 
 
 def _median_s(records: Sequence[Record]) -> float:
@@ -200,9 +285,8 @@ def _median_s(records: Sequence[Record]) -> float:
 
 
 def _say(plan: Plan, records: Sequence[Record]) -> str:
-    cap, mode = plan
-    name = mode if cap is None else f"{cap} steps" + ("" if mode == "none" else f" + {mode}")
-    return f"{name} ({100 * _accuracy(records):.0f} %, {1e3 * _median_s(records):.0f} ms)"
+    right = 100 * float(np.mean([record.score or 0.0 for record in records]))
+    return f"{plan_label(*plan)} ({right:.0f} %, {1e3 * _median_s(records):.0f} ms)"
 
 
 def _model(model: Mapping[str, Any] | None) -> dict[str, Any] | None:

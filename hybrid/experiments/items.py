@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hybrid.errors import RequestError, did_you_mean
 from hybrid.experiments.definition import TaskSet
+from hybrid.experiments.records import item_digest
 from hybrid.experiments.scorers import EMBEDDED, check_scorer
 
 _KEYS = ("prompt", "reference", "task", "scorer")
@@ -25,6 +26,11 @@ class Item:
     prompt: str
     reference: str
     scorer: str
+
+    @property
+    def digest(self) -> str:
+        """Equal for items that are, wherever they stand."""
+        return item_digest(self.prompt, self.task, self.reference, self.scorer)
 
 
 def list_items(sets: list[TaskSet], folder: Path) -> list[Item]:

@@ -27,13 +27,16 @@ RECORDS, ABOUT, _LOCK = "records.jsonl", "experiment.json", ".lock"
 class Record:
     """One request: what was asked, what came of it, and how good it was.
 
+    `arm` is the policy's name and `policy` the digest of its text, under which it is found again.
     `score` is None where the scorer raised (`score_error`) or nothing was answered (`error`), and
     `draft_score` where there was no draft. Durations are seconds. `canvases` has steps, convergence
-    and mean entropy (nats) of each. `settings` are the arm's of a counterfactual replay.
+    and mean entropy (nats) of each, `is_whole` says that the draft came to an end by itself.
+    `settings` are the arm's of a counterfactual replay.
     """
 
     key: str
     arm: str
+    policy: str
     task: str
     item: int
     seed: int
@@ -43,6 +46,7 @@ class Record:
     scorer: str
     started: float
     version: str = __version__
+    hardware: str = ""
     text: str = ""
     score: float | None = None
     draft_text: str | None = None
@@ -70,6 +74,8 @@ class Record:
     is_accepted: bool | None = None
     canvases: tuple[tuple[int, bool, float], ...] = ()
     canvas_length: int = 0
+    is_whole: bool | None = None
+    mean_logprob: float | None = None
     least_logprob: float | None = None
     notes: tuple[str, ...] = ()
 
@@ -89,6 +95,11 @@ class Record:
         return self.budget_s is None or self.seconds <= self.budget_s
 
     @property
+    def item_digest(self) -> str:
+        """Of all that makes the item; see `item_digest`."""
+        return item_digest(self.prompt, self.task, self.reference, self.scorer)
+
+    @property
     def place(self) -> tuple[str, int, int, int]:
         """What pairs it with the same request under another policy."""
         return self.task, self.item, self.seed, self.repeat
@@ -103,6 +114,11 @@ def request_key(
     """Equal for requests that need not be made again."""
     parts = [digest, prompt, task, reference, scorer, seed, repeat, __version__]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
+def item_digest(prompt: str, task: str, reference: str, scorer: str) -> str:
+    """Equal for items that are."""
+    return hashlib.sha256(json.dumps([prompt, task, reference, scorer]).encode()).hexdigest()[:12]
 
 
 def read_records(folder: Path) -> list[Record]:

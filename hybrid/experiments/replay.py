@@ -1,17 +1,19 @@
 """How another policy would have done: its decisions, and what the arms that it takes have scored.
 
 No model runs. For every recorded prompt the policy decides as it would have, with the latency
-model that the run had learned; then the recorded answer of the same settings is its answer.
-Settings that were never run are missing, and said.
+model that the run had learned; then the recorded answer of the same settings is its answer, or one
+that can be worked out of another (`derive`). Settings that were never run are missing, and said.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from hybrid.experiments.derive import find
 from hybrid.experiments.records import Record
 from hybrid.experiments.runner import arm_settings, history_path, models_key
 from hybrid.experiments.statistics import Interval, proportion_interval
@@ -24,7 +26,7 @@ from hybrid.policies.quality import read_quality
 from hybrid.policies.schema import Policy
 from hybrid.policies.signals import gather
 from hybrid.requests import make_request
-from hybrid.types import Plan
+from hybrid.types import DraftParams, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class Replayed:
     """A policy's scores and seconds by request, its plans, and the plans that nobody has run.
 
     `predicted` are the medians that the planner expected; `late` counts answers that were recorded
-    in a longer time than the policy's budget.
+    in a longer time than the policy's budget, `derived` those worked out of others. `settings` are
+    those of the missing plans, by label.
     """
 
     places: Sequence[tuple[str, int, int, int]]
@@ -41,12 +44,19 @@ class Replayed:
     predicted: Sequence[float]
     plans: Counter[str]
     missing: Counter[str]
+    settings: Mapping[str, Mapping[str, Any]]
     late: int
+    derived: int
 
     @property
     def accuracy(self) -> float:
         """Mean score of what was found."""
         return sum(self.scores) / len(self.scores)
+
+    @property
+    def in_time(self) -> float:
+        """The share of what was found that kept the policy's budget."""
+        return 1 - self.late / len(self.scores)
 
     @property
     def interval(self) -> Interval:
@@ -76,20 +86,24 @@ def replay_records(results: Results, records: Sequence[Record], policy: Policy) 
     places, scores, seconds, predicted = [], [], [], []
     plans: Counter[str] = Counter()
     missing: Counter[str] = Counter()
-    late = 0
+    wanted: dict[str, Mapping[str, Any]] = {}
+    late = derived = 0
     for place, arms in by_place.items():
         decision = decide(next(iter(arms.values())), policy, latency)
         plans[decision.label] += 1
-        found = arms.get(settings_key(arm_settings(decision, policy)))
-        if found is None:
+        settings = arm_settings(decision, policy)
+        found = find(arms, settings)
+        if found is None or found.score is None:
             missing[decision.label] += 1
+            wanted[decision.label] = settings
             continue
         places.append(place)
-        scores.append(found.score or 0.0)
+        scores.append(found.score)
         seconds.append(found.seconds)
         predicted.append(decision.predicted.latency_p50_s)
         late += decision.budget_s is not None and found.seconds > decision.budget_s
-    return Replayed(places, scores, seconds, predicted, plans, missing, late)
+        derived += settings_key(found.settings or {}) != settings_key(settings)
+    return Replayed(places, scores, seconds, predicted, plans, missing, wanted, late, derived)
 
 
 def decide(record: Record, policy: Policy, latency: LatencyModel) -> Plan:
@@ -114,6 +128,15 @@ def decide(record: Record, policy: Policy, latency: LatencyModel) -> Plan:
     )
     known = read_quality(EVALUATION) if is_embedded else {}
     return plan(request, signals, policy, latency, {**known, **policy.quality})
+
+
+def as_policy(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The shortest inline policy that makes a plan of these settings, as an experiment names it."""
+    usual = DraftParams()
+    said = {k: v for k, v in (settings["draft"] or {}).items() if v != getattr(usual, k)}
+    refine = {name: value for name, value in settings["refine"].items() if value is not None}
+    draft = {"max_denoising_steps": usual.max_denoising_steps, **said}
+    return {"defaults": {**({"draft": draft} if settings["draft"] else {}), "refine": refine}}
 
 
 def _latency(results: Results, policy: Policy) -> LatencyModel:

@@ -1,7 +1,8 @@
 """Running an experiment: every policy on every item, what is recorded already left out.
 
-Policies take turns item by item, so that whatever else the machine does slows all of them alike.
-Policies with the same models share them, and what is learned of their latency.
+Policies take turns item by item, so that whatever else the machine does slows all of them alike,
+and tasks take turns too, so that a run that is stopped early has seen all of them. Policies with
+the same models share them, and what is learned of their latency.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from hybrid.modes import MODES
 from hybrid.pipeline import Pipeline
 from hybrid.policies.calibration import load_or_measure
 from hybrid.policies.history import History
-from hybrid.policies.measurements import costs_from_json
+from hybrid.policies.measurements import costs_from_json, hardware
 from hybrid.policies.schema import Policy
 from hybrid.requests import make_request
 from hybrid.types import Message, Plan, RefineMode, Request, Result
@@ -78,13 +80,13 @@ class Cell:
 def list_cells(
     arms: Sequence[Arm], items: Sequence[Item], seeds: Sequence[int], repeats: int
 ) -> list[Cell]:
-    """Every request, a policy after the other for each item; policies that say the same once."""
+    """Every request: item by item the policies, those that say the same once; tasks take turns."""
     different = list({arm.digest: arm for arm in arms}.values())
     rounds = ((seed, repeat) for repeat in range(repeats) for seed in seeds)
     return [
         Cell(arm, item, seed, repeat)
         for seed, repeat in rounds
-        for item in items
+        for item in sorted(items, key=lambda item: item.number)
         for arm in different
     ]
 
@@ -157,11 +159,12 @@ def run_cells(
 ) -> None:
     """Make the requests and record each as it is answered; errors of a request are recorded too.
 
-    Interrupted, it waits for nothing: what is not recorded is made by the next run, and so is what
-    ended with an error.
+    Every policy first answers one that is not recorded, because the first is slower. Interrupted,
+    it waits for nothing: what is not recorded is made by the next run, and so is what ended with an
+    error.
     """
-    for arm in {cell.arm.digest: cell.arm for cell in cells}.values():
-        bench.pipeline(arm)
+    for cell in {cell.arm.digest: cell for cell in cells}.values():
+        answer(bench.pipeline(cell.arm), cell)
     stop, writing = threading.Event(), threading.Lock()
 
     def work(cell: Cell) -> None:
@@ -201,6 +204,7 @@ def answer(pipeline: Pipeline, cell: Cell, cancelled: threading.Event | None = N
     empty = Record(
         key=cell.key,
         arm=arm.name,
+        policy=arm.digest,
         task=item.task,
         item=item.number,
         seed=cell.seed,
@@ -209,6 +213,7 @@ def answer(pipeline: Pipeline, cell: Cell, cancelled: threading.Event | None = N
         reference=item.reference,
         scorer=item.scorer,
         started=time.time(),
+        hardware=_machine(),
         canvas_length=pipeline.models.drafter.canvas_length if pipeline.models.drafter else 0,
     )
     try:
@@ -218,10 +223,15 @@ def answer(pipeline: Pipeline, cell: Cell, cancelled: threading.Event | None = N
     return _judge(_fill(empty, result, arm.policy), item, result, pipeline)
 
 
+@cache
+def _machine() -> str:
+    return hardware()
+
+
 def _fill(record: Record, result: Result, policy: Policy) -> Record:
     plan, timing, draft = result.plan, result.timing, result.draft
     verdict, refinement = result.verdict, result.refinement
-    finite = verdict is not None and math.isfinite(verdict.min_logprob)
+    judged = verdict if verdict is not None and math.isfinite(verdict.min_logprob) else None
     return replace(
         record,
         text=result.text,
@@ -248,7 +258,9 @@ def _fill(record: Record, result: Result, policy: Policy) -> Record:
         canvases=tuple((c.steps, c.converged, c.mean_entropy) for c in draft.canvases)
         if draft
         else (),
-        least_logprob=verdict.min_logprob if verdict is not None and finite else None,
+        is_whole=draft.finish_reason == "stop" if draft else None,
+        mean_logprob=judged.mean_logprob if judged else None,
+        least_logprob=judged.min_logprob if judged else None,
         notes=result.notes,
     )
 

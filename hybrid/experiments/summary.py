@@ -64,12 +64,22 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """An experiment's folder, read: `records` by policy, in the file's order of policies."""
+    """An experiment's folder, read: `records` by policy, in the file's order of policies.
+
+    Records of other versions of hybrid, and of policies, items or seeds that the experiment no
+    longer has, are counted and left out.
+    """
 
     folder: Path
     about: Mapping[str, Any]
     records: Mapping[str, Sequence[Record]]
     of_other_versions: int
+    outdated: int
+
+    @property
+    def machines(self) -> list[str]:
+        """What the requests were made on."""
+        return sorted({record.hardware for record in self.everything})
 
     @property
     def everything(self) -> list[Record]:
@@ -102,14 +112,26 @@ def read_results(folder: Path) -> Results:
     names_by_digest: dict[str, list[str]] = defaultdict(list)
     for arm in about["arms"]:
         names_by_digest[arm["digest"]].append(arm["name"])
-    namesakes = {name: names for names in names_by_digest.values() for name in names}
     by_arm: dict[str, list[Record]] = {arm["name"]: [] for arm in about["arms"]}
     current = [record for record in records if record.version == __version__]
-    for record in current:
-        for name in namesakes.get(record.arm, []):
+    known = [record for record in current if _is_asked_for(record, about)]
+    for record in known:
+        for name in names_by_digest[record.policy]:
             by_arm[name].append(record)
     found = {name: kept for name, kept in by_arm.items() if kept}
-    return Results(folder, about, found, len(records) - len(current))
+    return Results(folder, about, found, len(records) - len(current), len(current) - len(known))
+
+
+def _is_asked_for(record: Record, about: Mapping[str, Any]) -> bool:
+    """Whether the experiment as it is now would make this request."""
+    items, wanted = about["items"].get(record.task, ()), about["experiment"]
+    return (
+        any(arm["digest"] == record.policy for arm in about["arms"])
+        and record.item < len(items)
+        and items[record.item] == record.item_digest
+        and record.seed in wanted["seeds"]
+        and record.repeat < wanted["repeats"]
+    )
 
 
 def summarise(arm: str, records: Sequence[Record]) -> Summary:

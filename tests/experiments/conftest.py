@@ -8,12 +8,12 @@ import pytest
 
 from hybrid.backends import Models
 from hybrid.drafters.scripted import ScriptedDrafter
+from hybrid.experiments.about import describe
 from hybrid.experiments.arms import list_arms
 from hybrid.experiments.definition import Load, parse_experiment
 from hybrid.experiments.items import list_items
 from hybrid.experiments.records import read_about, recording
 from hybrid.experiments.runner import Bench, list_cells, run_cells
-from hybrid.policies.measurements import costs_to_json
 from hybrid.refiners.scripted import ScriptedRefiner
 
 TEXT = """
@@ -67,21 +67,7 @@ def run_small(folder: Path) -> Callable[..., Path]:
         bench = Bench(where, before.get("costs"), scripted_models)
         for arm in arms:
             bench.pipeline(arm)
-        about = {
-            "experiment": experiment.model_dump(mode="json"),
-            "text": text,
-            "baseline": experiment.baseline or arms[0].name,
-            "arms": [
-                {"name": a.name, "group": a.group, "digest": a.digest, "values": dict(a.values),
-                 "policy": a.policy.model_dump(mode="json")}
-                for a in arms
-            ],
-            "items": len(items),
-            "costs": {key: costs_to_json(costs) for key, costs in bench.costs.items()},
-            "version": "0.1.0",
-            "hardware": "none",
-            "at": "2026-01-01T00:00:00+00:00",
-        }  # fmt: skip
+        about = describe(experiment, text, arms, items, bench.costs)
         with recording(where, about) as recorder:
             run_cells(cells, bench, recorder, load or experiment.load)
         return where

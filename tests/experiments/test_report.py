@@ -23,8 +23,9 @@ Run = Callable[..., Path]
 
 def record(**values: object) -> Record:
     usual: dict[str, object] = {
-        "key": "k", "arm": "a", "task": "t", "item": 0, "seed": 0, "repeat": 0, "prompt": "p",
-        "reference": "r", "scorer": "exact", "started": 0.0, "score": 1.0, "seconds": 1.0,
+        "key": "k", "arm": "a", "policy": "d", "task": "t", "item": 0, "seed": 0,
+        "repeat": 0, "prompt": "p", "reference": "r", "scorer": "exact", "started": 0.0,
+        "score": 1.0, "seconds": 1.0,
     }  # fmt: skip
     return Record(**{**usual, **values})  # type: ignore[arg-type]
 

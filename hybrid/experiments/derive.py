@@ -1,0 +1,79 @@
+"""Answers that need not be made, because a recorded one holds all of them.
+
+A `verify` record holds the draft, what the refiner thinks of it, and the refiner's own answer. That
+is a draft without refining, and a `cascade` under any threshold of the refiner's log-probabilities.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from hybrid.experiments.records import Record
+from hybrid.experiments.summary import settings_key
+
+Arms = Mapping[str, Record]  # one request's records, by `settings_key`
+
+
+def find(arms: Arms, settings: Mapping[str, Any]) -> Record | None:
+    """The record of these settings, or one worked out of another; None if there is neither."""
+    recorded = arms.get(settings_key(settings))
+    if recorded is not None:
+        return recorded
+    refine = settings["refine"]
+    if refine["mode"] == "none":
+        verified = _verified(arms, settings, 0.0)
+        return verified and as_draft(verified)
+    if refine["mode"] == "cascade" and refine["scorer"] == "refiner":
+        verified = _verified(arms, settings, refine["temperature"])
+        mean, least = refine["min_mean_logprob"], refine["min_token_logprob"]
+        return verified and as_cascade(verified, mean, least)
+    return None
+
+
+def as_draft(verified: Record) -> Record | None:
+    """The draft alone; None if it was not judged."""
+    if verified.draft_score is None or verified.draft_text is None:
+        return None
+    return replace(
+        verified,
+        text=verified.draft_text,
+        score=verified.draft_score,
+        seconds=verified.seconds - verified.refine_s,
+        refine_s=0.0,
+        passes=0,
+        tokens=verified.draft_tokens,
+        mode="none",
+    )
+
+
+def as_cascade(verified: Record, min_mean: float | None, min_token: float | None) -> Record | None:
+    """What `cascade` would have answered: the draft if it passes, else as `verify` did.
+
+    A draft that passes costs the pass that reads it: `verify`'s share of one pass is taken for it.
+    """
+    mean, least = verified.mean_logprob, verified.least_logprob
+    if mean is None or least is None or verified.is_whole is None or not verified.passes:
+        return None
+    passes = (min_mean is None or mean >= min_mean) and (min_token is None or least >= min_token)
+    if not (passes and verified.is_whole):
+        return replace(verified, mode="cascade")
+    draft = as_draft(verified)
+    reading = verified.refine_s / verified.passes
+    return draft and replace(
+        draft, seconds=draft.seconds + reading, refine_s=reading, passes=1, mode="cascade"
+    )
+
+
+def _verified(arms: Arms, settings: Mapping[str, Any], temperature: float) -> Record | None:
+    """The `verify` record of the same draft, whatever refiner it had where none is asked for."""
+    wanted = {"mode": "verify", "temperature": temperature}
+    for record in arms.values():
+        if record.settings is None or record.settings["refine"] != wanted:
+            continue
+        same = all(record.settings[name] == settings[name] for name in _DRAFTED_WITH)
+        if same and settings["refiner"] in (None, record.settings["refiner"]):
+            return record
+    return None
+
+
+_DRAFTED_WITH = ("draft", "max_new_tokens", "drafter")
