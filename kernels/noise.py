@@ -12,7 +12,7 @@ from torch import Tensor
 _GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: spreads consecutive counters over the range
 _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B
 _MASK = 0xFFFFFFFF
-_LEAST_UNIFORM = 2.0**-25  # half a step of the 24-bit uniform: keeps logarithms finite
+_STEP = 2.0**-23  # of the uniform: its numbers are midpoints of steps, exact in float32
 
 
 def mix(value: int) -> int:
@@ -26,11 +26,12 @@ def mix(value: int) -> int:
 
 def mix_torch(values: Tensor) -> Tensor:
     """`mix` of every element of an int32 tensor, in place."""
-    values ^= (values >> 16) & 0xFFFF
-    values *= _signed(_FIRST)
-    values ^= (values >> 15) & 0x1FFFF
-    values *= _signed(_SECOND)
-    values ^= (values >> 16) & 0xFFFF
+    shifted = torch.empty_like(values)
+    for shift, factor in ((16, _FIRST), (15, _SECOND), (16, 1)):
+        torch.bitwise_right_shift(values, shift, out=shifted)
+        values ^= shifted.bitwise_and_(_MASK >> shift)
+        if factor != 1:
+            values *= _signed(factor)
     return values
 
 
@@ -52,14 +53,20 @@ def random_tokens_torch(keys: Tensor, vocabulary: int) -> Tensor:
     return (keys.long() & _MASK) * vocabulary >> 32
 
 
-def gumbel_torch(keys: Tensor, vocabulary: int) -> Tensor:
-    """Standard Gumbel noise, float32 [..., V], for every vocabulary id under int32 keys [...].
+def exponential_torch(keys: Tensor, vocabulary: int) -> Tensor:
+    """Standard exponential noise, float32 [..., V], for every vocabulary id under int32 keys [...].
 
-    ``-log(-log(u))`` with u uniform on 24 bits, so the noise lies between -2.85 and 17.4.
+    ``-log(u)`` with u uniform on the midpoints of 2**23 steps. One bit more would round the highest
+    u to 1, and its noise to zero. So the noise lies between 5.9e-8 and 16.7.
     """
     bits = mix_torch(keys[..., None] ^ _counters(vocabulary, keys.device))
-    uniform = ((bits >> 8) & 0xFFFFFF).float().mul_(2.0**-24).add_(_LEAST_UNIFORM)
-    return uniform.log_().neg_().log_().neg_()
+    steps = bits.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).float()
+    return steps.mul_(_STEP).add_(_STEP / 2).log_().neg_()
+
+
+def gumbel_torch(keys: Tensor, vocabulary: int) -> Tensor:
+    """Standard Gumbel noise, ``-log`` of `exponential_torch`: between -2.82 and 16.7."""
+    return exponential_torch(keys, vocabulary).log_().neg_()
 
 
 def _counters(count: int, device: torch.device) -> Tensor:
