@@ -10,10 +10,16 @@ Two conventions are published and differ only in the last factor: ModelOpt *mult
 reciprocal. Everything here speaks ModelOpt's.
 
 Source: NVIDIA Model-Optimizer and vllm-project/compressed-tensors, checkpoint headers.
+
+`PackedMatrix` is the layout that our kernels multiply with: the same bits, cut into tiles of 128
+rows and 64 columns that lie together in memory, 4 KB of codes and 512 bytes of scales each.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 BLOCK = 16  # columns that share one e4m3 scale
 E2M1_MAX = 6.0
@@ -77,3 +83,88 @@ def dequantize_torch(packed: Tensor, weight_scale: Tensor, weight_scale_2: Tenso
     values = decode_e2m1_torch(unpack_torch(packed))
     inner = values * weight_scale.float().repeat_interleave(BLOCK, dim=-1)
     return inner * weight_scale_2[..., None, None]
+
+
+TILE_ROWS, TILE_COLUMNS = 128, 64
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """E matrices [rows, columns] in tiles: 4.5 bits a weight and one float32 factor a row.
+
+    ``words`` int32 [E, N/128, K/64, 128, 8]; ``scales`` float8_e4m3fn [E, N/128, K/64, 128, 4];
+    ``factors`` float32 [E, rows], which multiply what comes out. N and K are `rows` and `columns`
+    rounded up to whole tiles, and the tiles are zero where the matrix ends.
+    """
+
+    words: Tensor
+    scales: Tensor
+    factors: Tensor
+    rows: int
+    columns: int
+
+
+def pack_matrix(packed: Tensor, weight_scale: Tensor, factors: Tensor) -> PackedMatrix:
+    """The tiles of matrices ``packed`` uint8 [E, N, K/2] with ``weight_scale`` e4m3 [E, N, K/16].
+
+    ``factors`` float32 [E, N] hold whatever multiplies a whole row, first of all weight_scale_2.
+    """
+    rows, half = packed.shape[1:]
+    scales = _tiles(weight_scale.view(torch.uint8), TILE_COLUMNS // BLOCK)
+    halves = _tiles(packed, TILE_COLUMNS // 2)
+    words = _shuffled(halves).view(torch.int32)
+    return PackedMatrix(words, scales.view(torch.float8_e4m3fn), factors, rows, 2 * half)
+
+
+def unpack_matrix(matrix: PackedMatrix) -> tuple[Tensor, Tensor, Tensor]:
+    """(packed, weight_scale, factors) as `pack_matrix` took them, bit for bit."""
+    halves = _unshuffled(matrix.words.view(torch.uint8))
+    packed = _untiled(halves)[:, : matrix.rows, : matrix.columns // 2]
+    scales = _untiled(matrix.scales.view(torch.uint8))
+    scales = scales[:, : matrix.rows, : matrix.columns // BLOCK]
+    return packed.contiguous(), scales.contiguous().view(torch.float8_e4m3fn), matrix.factors
+
+
+def dense(matrix: PackedMatrix, dtype: torch.dtype) -> Tensor:
+    """The matrices [E, rows, columns] as numbers; computed in float32 at least, rounded once."""
+    packed, weight_scale, factors = unpack_matrix(matrix)
+    exact = torch.promote_types(dtype, torch.float32)
+    values = decode_e2m1_torch(unpack_torch(packed)).to(exact)
+    values *= weight_scale.to(exact).repeat_interleave(BLOCK, dim=-1)
+    return (values * factors[..., None].to(exact)).to(dtype)
+
+
+def _tiles(rows: Tensor, width: int) -> Tensor:
+    """Bytes [E, N, B] as tiles [E, N/128, B/width, 128, width], filled up with zeros."""
+    filled = pad(rows, (0, -rows.shape[2] % width, 0, -rows.shape[1] % TILE_ROWS))
+    tiles = filled.view(len(rows), filled.shape[1] // TILE_ROWS, TILE_ROWS, -1, width)
+    return tiles.transpose(2, 3).contiguous()
+
+
+def _untiled(tiles: Tensor) -> Tensor:
+    """The inverse of `_tiles`, without taking the filling away."""
+    return tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _shuffled(tiles: Tensor) -> Tensor:
+    """Bytes of two neighbouring codes, four of them rearranged to a word.
+
+    Codes (2j, 2j + 1) of a word go to nibbles (j, 4 + j): one shift and one mask then leave both
+    codes of a pair in place, one in each half of the word.
+    """
+    first, second, third, fourth = tiles.view(*tiles.shape[:-1], -1, 4).unbind(-1)
+    low = ((first & 15) | (second << 4), (third & 15) | (fourth << 4))
+    high = ((first >> 4) | (second & 240), (third >> 4) | (fourth & 240))
+    return torch.stack((*low, *high), -1).flatten(-2)
+
+
+def _unshuffled(tiles: Tensor) -> Tensor:
+    """The inverse of `_shuffled`."""
+    first, second, third, fourth = tiles.view(*tiles.shape[:-1], -1, 4).unbind(-1)
+    halves = (
+        (first & 15) | (third << 4),
+        (first >> 4) | (third & 240),
+        (second & 15) | (fourth << 4),
+        (second >> 4) | (fourth & 240),
+    )
+    return torch.stack(halves, -1).flatten(-2)

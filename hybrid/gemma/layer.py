@@ -17,8 +17,8 @@ from hybrid.gemma.config import GemmaConfig, LayerConfig
 from hybrid.gemma.weights import ExpertWeights, LayerWeights
 from hybrid.kernels.attention import attention_torch
 from hybrid.kernels.constants import constant
-from hybrid.kernels.experts import experts_torch
 from hybrid.kernels.gated import gelu_gate_torch
+from hybrid.kernels.mixture import mixture_torch
 from hybrid.kernels.norms import add_rms_norm_torch, rms_norm_torch
 from hybrid.kernels.rope import rotate_torch
 from hybrid.kernels.route import route_dense_torch, route_torch
@@ -94,5 +94,5 @@ class Layer:
             return linear(hidden.flatten(-2), weights.down)
         flat = normed.flatten(0, 1)
         experts, shares = route_torch(router_logits.flatten(0, 1), config.top_k_experts)
-        mixed = experts_torch(flat, experts, shares, weights.gate_up, weights.down)
+        mixed = mixture_torch(flat, experts, shares, weights.gate_up, weights.down)
         return mixed.view(normed.shape)

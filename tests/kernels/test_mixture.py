@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import gelu
 
-from hybrid.kernels.experts import experts_torch
 from hybrid.kernels.gated import gelu_gate_torch
+from hybrid.kernels.mixture import mixture_torch
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_each_token_meets_its_experts(num_tokens: int, num_experts: int, top_k: 
             gate, up = (gate_up[expert] @ x[token]).chunk(2)
             output = down[expert] @ (gelu(gate, approximate="tanh") * up)
             expected[token] += weights[token, choice] * output
-    actual = experts_torch(x, experts, weights, gate_up, down)
+    actual = mixture_torch(x, experts, weights, gate_up, down)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 

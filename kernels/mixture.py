@@ -1,0 +1,34 @@
+"""Mixture of experts over many experts: each runs once, on the tokens that chose it.
+
+Tokens are sorted by expert, so an expert's inputs are one slice. With few experts running all of
+them on all tokens is faster, and the layer does that instead.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from hybrid.kernels.gated import gelu_gate_torch
+
+
+def mixture_torch(
+    x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor
+) -> Tensor:
+    """``sum_k weights[n, k] * down_e(gelu(gate_e x_n) * up_e x_n)``, e = experts[n, k]; [N, H].
+
+    ``x`` [N, H]; ``experts`` and ``weights`` [N, k]; ``gate_up`` [E, 2 * I, H], gate rows first;
+    ``down`` [E, H, I].
+    """
+    top_k = experts.shape[-1]
+    order = experts.flatten().argsort()
+    token = order // top_k
+    counts = experts.flatten().bincount(minlength=len(gate_up)).tolist()
+    sorted_x = x[token]
+    sorted_weights = weights.flatten()[order, None].to(x.dtype)
+    outputs = []
+    for expert, rows in enumerate(torch.split(sorted_x, counts)):
+        if len(rows):
+            gate, up = linear(rows, gate_up[expert]).chunk(2, -1)
+            outputs.append(linear(gelu_gate_torch(gate, up), down[expert]))
+    weighted = torch.cat(outputs) * sorted_weights
+    return torch.zeros_like(x).index_add_(0, token, weighted)
