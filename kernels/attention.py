@@ -5,11 +5,19 @@ are laid beside the queries, which turns grouped attention into plain attention.
 
 `cached_attention` reads keys where the cache holds them: position p of a row in slot ``p % slots``,
 so a ring of the last positions needs no unrolling. What a query sees is a range of positions.
+
+On a GPU the queries of one key head and a share of its positions make one program. With few queries
+there are several shares, whose sums are merged by a second kernel; how many depends on nothing but
+shapes, so that what a row gets does not depend on how long its neighbours are.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from hybrid.kernels.launch import architecture, launch, multiprocessors, uses_triton
 
 
 def attention_torch(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -57,9 +65,72 @@ def cached_attention(
     queries at or beyond ``lengths[r]`` is finite and means nothing. `most_context` is at least the
     largest ``starts[r] + lengths[r]``.
     """
-    return cached_attention_torch(
-        query, keys, values, rows, starts, lengths, window, causal, most_context
+    if not uses_triton(query):
+        return cached_attention_torch(
+            query, keys, values, rows, starts, lengths, window, causal, most_context
+        )
+    from hybrid.kernels.device.attention import attend, merge
+
+    num_rows, tokens, num_heads, head_dim = query.shape
+    num_key_heads = keys.shape[2]
+    pairs, per_pair = num_rows * num_key_heads, tokens * num_heads // num_key_heads
+    tile = _tile(architecture(query.device), head_dim, per_pair)
+    tiles, pieces = -(-per_pair // tile.block_m), tile.block_d // tile.block_v
+    reach = min(most_context, window + tokens - 1) if window else most_context
+    splits = _splits(
+        pairs * tiles * pieces, -(-reach // tile.block_n), multiprocessors(query.device)
     )
+    shape = {"TOKENS": tokens, "HEADS": num_heads, "KEY_HEADS": num_key_heads, "D": head_dim}
+    output = query.new_empty(num_rows, tokens, num_heads * head_dim)
+    parts, largests, totals = output, output, output  # a single share needs no others
+    if splits > 1:
+        sums = (pairs, splits, tiles * tile.block_m)
+        parts = query.new_empty((*sums, tile.block_d), dtype=torch.float32)
+        largests, totals = (query.new_empty(sums, dtype=torch.float32) for _ in range(2))
+    launch(
+        attend,
+        (tiles * pieces, splits, pairs),
+        query,
+        keys,
+        values,
+        rows,
+        starts,
+        lengths,
+        parts,
+        largests,
+        totals,
+        **shape,
+        SLOTS=keys.shape[1] - 1,
+        WINDOW=window,
+        CAUSAL=causal,
+        SPLITS=splits,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        BLOCK_D=tile.block_d,
+        BLOCK_V=tile.block_v,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    if splits > 1:
+        block_s = _power_of_two(splits)
+        block_d = min(tile.block_d, max(64, _MERGED // block_s))
+        block_m = min(tile.block_m, max(1, _MERGED // (block_s * block_d)))
+        launch(
+            merge,
+            (tiles * tile.block_m // block_m, tile.block_d // block_d, pairs),
+            parts,
+            largests,
+            totals,
+            output,
+            **shape,
+            SPLITS=splits,
+            M=tiles * tile.block_m,
+            WIDTH=tile.block_d,
+            BLOCK_S=block_s,
+            BLOCK_M=block_m,
+            BLOCK_D=block_d,
+        )
+    return output
 
 
 def cached_attention_torch(
@@ -97,3 +168,58 @@ def cached_attention_torch(
     )
     mask = mask.repeat_interleave(num_heads // keys.shape[2] if causal else 1, 1)[:, None]
     return attention_torch(query.to(dtype), key, value, mask).to(query.dtype)
+
+
+_MERGED = 4096  # elements that a merging program holds: 32 registers a thread
+_MOST_SPLITS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """What one program works on: `block_m` queries, `block_n` keys at a time, of `block_d` columns.
+
+    `block_v` is how many columns of the output a program gives.
+    """
+
+    block_m: int
+    block_n: int
+    block_d: int
+    block_v: int
+    num_warps: int
+    num_stages: int
+
+
+def _tile(architecture: int, head_dim: int, queries: int) -> _Tile:
+    """The largest tile without spilled registers, by ptxas under Triton 3.6.0 and 3.7.1."""
+    block_d = max(16, _power_of_two(head_dim))
+    block_m = max(16, _power_of_two(queries))
+    has_large_memory = architecture in (90, 100, 103)
+    if block_d > 512:
+        raise ValueError(f"attention has no tile for heads of {head_dim} columns, at most 512")
+    if block_m <= 32:  # decoding is bound by memory: several programs side by side
+        return _Tile(block_m, 16 if block_d == 512 else 32, block_d, block_d, 4, 3)
+    if block_d == 512 and has_large_memory:
+        # The accumulator of 512 columns fits in registers for 64 queries only. The matrix unit then
+        # takes scores 16 keys at a time and mostly waits for shared memory (about 1/4 of its peak).
+        # Two programs for the two halves repeat the scores and are still faster (about 2/5).
+        return _Tile(min(block_m, 128), 32, 512, 256, 8, 2)
+    if block_d == 512:
+        return _Tile(32, 16, 512, 512, 8, 2)
+    if has_large_memory:
+        return _Tile(min(block_m, 128), 64, block_d, block_d, 8 if block_m > 64 else 4, 2)
+    return _Tile(64, 32, block_d, block_d, 8, 2)
+
+
+def _splits(programs: int, blocks: int, multiprocessors: int) -> int:
+    """Into how many shares to split `blocks` blocks of keys, at most."""
+
+    def cost(splits: int) -> int:
+        """Blocks one after another; starting a program takes about two, writing its sums five."""
+        waves = -(-programs * splits // multiprocessors)
+        return waves * (-(-blocks // splits) + (7 if splits > 1 else 2))
+
+    return min(range(1, max(1, min(blocks, _MOST_SPLITS)) + 1), key=cost)
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
