@@ -7,6 +7,8 @@ pass embeds its tokens without it.
 import torch
 from torch import Tensor
 
+from hybrid.kernels.launch import launch, uses_triton
+
 
 def condition(
     token_ids: Tensor, signal: Tensor, embedding: Tensor, scale: float, eps: float
@@ -15,7 +17,25 @@ def condition(
 
     ``token_ids`` int32 [T], ``signal`` [T, H], ``embedding`` [V, H].
     """
-    return condition_torch(token_ids, signal, embedding, scale, eps)
+    if not uses_triton(signal):
+        return condition_torch(token_ids, signal, embedding, scale, eps)
+    from hybrid.kernels.device.selfcond import condition_rows
+
+    tokens, hidden_size = signal.shape
+    output = torch.empty_like(signal)
+    launch(
+        condition_rows,
+        (tokens,),
+        token_ids,
+        signal,
+        embedding,
+        output,
+        SCALE=scale,
+        EPS=eps,
+        H=hidden_size,
+        BLOCK_H=1 << (hidden_size - 1).bit_length(),
+    )
+    return output
 
 
 def condition_torch(
