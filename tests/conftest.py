@@ -1,5 +1,10 @@
-"""Random models of many geometries, made by transformers and saved as model folders."""
+"""Random models of many geometries, made by transformers and saved as model folders.
 
+Without a GPU, kernels run in Triton's interpreter, which has to be asked for before Triton is
+imported, and corrected after.
+"""
+
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +15,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models; also in commands
 
 import torch
+
+if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
