@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from tests.interpreter import bfloat16_bits, bfloat16_values, e4m3_bits
 
-if torch.cuda.is_available():
-    pytest.skip("Triton compiles here", allow_module_level=True)
-
-triton = pytest.importorskip("triton")
-tl = pytest.importorskip("triton.language")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles here")
 ALL_BFLOAT16 = torch.arange(65536).to(torch.uint16).view(torch.bfloat16)
 ALL_E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
