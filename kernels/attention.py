@@ -81,12 +81,14 @@ def cached_attention(
         pairs * tiles * pieces, -(-reach // tile.block_n), multiprocessors(query.device)
     )
     shape = {"TOKENS": tokens, "HEADS": num_heads, "KEY_HEADS": num_key_heads, "D": head_dim}
-    output = query.new_empty(num_rows, tokens, num_heads * head_dim)
+    device = query.device
+    output = torch.empty(num_rows, tokens, num_heads * head_dim, dtype=query.dtype, device=device)
     parts, largests, totals = output, output, output  # a single share needs no others
     if splits > 1:
         sums = (pairs, splits, tiles * tile.block_m)
-        parts = query.new_empty((*sums, tile.block_d), dtype=torch.float32)
-        largests, totals = (query.new_empty(sums, dtype=torch.float32) for _ in range(2))
+        parts = torch.empty(*sums, tile.block_d, dtype=torch.float32, device=device)
+        largests = torch.empty(sums, dtype=torch.float32, device=device)
+        totals = torch.empty(sums, dtype=torch.float32, device=device)
     launch(
         attend,
         (tiles * pieces, splits, pairs),

@@ -47,7 +47,8 @@ def dequantize(packed: Tensor, weight_scale: Tensor, weight_scale_2: Tensor) -> 
     from hybrid.kernels.device.quantize import dequantize_blocks
 
     blocks = weight_scale.numel()
-    output = packed.new_empty((*packed.shape[:-1], 2 * packed.shape[-1]), dtype=torch.float32)
+    shape = (*packed.shape[:-1], 2 * packed.shape[-1])
+    output = torch.empty(shape, dtype=torch.float32, device=packed.device)
     launch(
         dequantize_blocks,
         (-(-blocks // _BLOCKS),),
@@ -93,8 +94,9 @@ def _quantize_blocks(x: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
     from hybrid.kernels.device.quantize import quantize_blocks
 
     blocks = x.numel() // BLOCK
-    packed = x.new_empty((*x.shape[:-1], x.shape[-1] // 2), dtype=torch.uint8)
-    scales = x.new_empty((*x.shape[:-1], x.shape[-1] // BLOCK), dtype=torch.float8_e4m3fn)
+    *rows, columns = x.shape
+    packed = torch.empty(*rows, columns // 2, dtype=torch.uint8, device=x.device)
+    scales = torch.empty(*rows, columns // BLOCK, dtype=torch.float8_e4m3fn, device=x.device)
     launch(
         quantize_blocks,
         (-(-blocks // _BLOCKS),),

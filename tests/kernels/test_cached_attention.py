@@ -1,12 +1,60 @@
 """Attention over caches: what each query sees, in float64, position by position."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from hybrid.kernels.attention import cached_attention_torch
+from hybrid.kernels import attention
+from hybrid.kernels.attention import cached_attention, cached_attention_torch
 
-WINDOW = 6
+
+@dataclass(frozen=True)
+class Pass:
+    """One call: which row has how many tokens before and in the pass, and what may be seen."""
+
+    query: Tensor
+    keys: Tensor
+    values: Tensor
+    rows: Sequence[int]
+    starts: Sequence[int]
+    lengths: Sequence[int]
+    window: int
+    causal: bool
+
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor, int, bool, int]:
+        """What follows query, keys and values."""
+        places = (self.rows, self.starts, self.lengths)
+        rows, starts, lengths = (
+            torch.tensor(numbers, dtype=torch.int32, device=self.query.device) for numbers in places
+        )
+        most_context = max(map(sum, zip(self.starts, self.lengths, strict=True)))
+        return rows, starts, lengths, self.window, self.causal, most_context
+
+    def run(self) -> Tensor:
+        return cached_attention(self.query, self.keys, self.values, *self.arguments)
+
+    def exact(self) -> list[Tensor]:
+        """For each row the output [length, Hq * D] of its valid queries, in float64."""
+        slots, group = self.keys.shape[1] - 1, self.query.shape[2] // self.keys.shape[2]
+        outputs = []
+        for r, (row, start, length) in enumerate(
+            zip(self.rows, self.starts, self.lengths, strict=True)
+        ):
+            output = torch.zeros(length, *self.query.shape[2:], dtype=torch.float64)
+            for t in range(length):
+                held = [p % slots for p in visible(t, start, length, self.window, self.causal)]
+                key, value = (
+                    cache[row, held].double().repeat_interleave(group, 1)
+                    for cache in (self.keys, self.values)
+                )
+                scores = torch.einsum("hd,shd->hs", self.query[r, t].double(), key)
+                output[t] = torch.einsum("hs,shd->hd", scores.softmax(-1), value)
+            outputs.append(output.flatten(1))
+        return outputs
 
 
 def visible(query: int, start: int, length: int, window: int, causal: bool) -> range:
@@ -16,69 +64,167 @@ def visible(query: int, start: int, length: int, window: int, causal: bool) -> r
     return range(max(0, oldest), newest + 1)
 
 
-def exact(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    rows: list[int],
-    starts: list[int],
-    lengths: list[int],
+def make_pass(
+    starts: Sequence[int],
+    lengths: Sequence[int],
+    *,
+    tokens: int,
+    slots: int,
     window: int,
     causal: bool,
-) -> list[Tensor]:
-    """For each row the output [length, Hq * D] of its valid queries, head by head."""
-    slots, group = keys.shape[1] - 1, query.shape[2] // keys.shape[2]
-    outputs = []
-    for r, (row, start, length) in enumerate(zip(rows, starts, lengths, strict=True)):
-        output = torch.zeros(length, *query.shape[2:], dtype=torch.float64)
-        for t in range(length):
-            held = [p % slots for p in visible(t, start, length, window, causal)]
-            for head in range(query.shape[2]):
-                key, value = (c[row, held, head // group].double() for c in (keys, values))
-                output[t, head] = (key @ query[r, t, head].double()).softmax(0) @ value
-        outputs.append(output.flatten(1))
-    return outputs
-
-
-def ring(
-    starts: list[int], lengths: list[int], slots: int, heads: int, head_dim: int, reach: int
-) -> tuple[Tensor, Tensor]:
-    """Caches of random numbers where something may be read, and NaN everywhere else."""
-    generator = torch.Generator().manual_seed(sum(starts) + slots)
+    heads: tuple[int, int] = (4, 2),
+    head_dim: int = 16,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Pass:
+    """Random queries and keys; NaN in every slot that no query may read, the bin included."""
+    generator = torch.Generator().manual_seed(slots + sum(starts))
+    rows = list(range(len(starts)))[::-1]  # the last cache row belongs to nobody
     caches = []
     for _ in range(2):
-        cache = torch.full((len(starts) + 1, slots + 1, heads, head_dim), torch.nan)
-        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-            for position in range(max(0, start - reach + 1) if reach else 0, start + length):
-                cache[row, position % slots] = torch.randn(heads, head_dim, generator=generator)
-        caches.append(cache)
-    return caches[0], caches[1]
+        cache = torch.full((len(starts) + 1, slots + 1, heads[1], head_dim), torch.nan)
+        for row, start, length in zip(rows, starts, lengths, strict=True):
+            oldest = max(0, start - window + 1) if window else 0
+            held = [position % slots for position in range(oldest, start + length)]
+            assert len(held) <= slots
+            cache[row, held] = torch.randn(len(held), heads[1], head_dim, generator=generator)
+        caches.append(cache.to(dtype))
+    query = torch.randn(len(starts), tokens, heads[0], head_dim, generator=generator).to(dtype)
+    return Pass(query, caches[0], caches[1], rows, starts, lengths, window, causal)
+
+
+def assert_close(actual: Tensor, expected: list[Tensor]) -> None:
+    """bfloat16 rounds the weights of the values and the output: each by 2^-9 at most."""
+    assert actual.isfinite().all()
+    for row, output in zip(actual, expected, strict=True):
+        error = row[: len(output)].double().cpu() - output
+        assert error.abs().amax() <= 2**-7 * output.abs().amax()
+        assert error.square().mean() <= (3e-3) ** 2 * output.square().mean()
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("window", [0, WINDOW])
+@pytest.mark.parametrize("window", [0, 6])
 @pytest.mark.parametrize("tokens", [1, 4])
 def test_every_query_sees_its_positions(causal: bool, window: int, tokens: int) -> None:
-    starts = [0, 1, WINDOW - 1, WINDOW, WINDOW + 1, 9, 17, 3]
+    starts = [0, 1, 5, 6, 7, 9, 17, 3]
     lengths = [tokens] * 6 + [max(1, tokens - 2), 1]
-    slots = WINDOW + 5 if window else 32
-    keys, values = ring(starts, lengths, slots, heads=2, head_dim=8, reach=window)
-    rows = torch.tensor(range(len(starts)), dtype=torch.int32).flip(0)
-    order = rows.tolist()
-    query = torch.randn(len(starts), tokens, 6, 8, generator=torch.Generator().manual_seed(1))
-    actual = cached_attention_torch(
-        query.double(),
-        keys.double(),
-        values.double(),
-        rows,
-        torch.tensor(starts, dtype=torch.int32)[order],
-        torch.tensor(lengths, dtype=torch.int32)[order],
-        window,
-        causal,
-        most_context=max(starts) + tokens,
+    case = make_pass(
+        starts,
+        lengths,
+        tokens=tokens,
+        slots=11 if window else 32,
+        window=window,
+        causal=causal,
+        heads=(6, 2),
+        dtype=torch.float64,
     )
+    actual = cached_attention_torch(case.query, case.keys, case.values, *case.arguments)
     assert actual.isfinite().all()
-    passes = ([starts[r] for r in order], [lengths[r] for r in order])
-    expected = exact(query, keys, values, order, *passes, window, causal)
-    for r, output in enumerate(expected):
-        torch.testing.assert_close(actual[r, : len(output)], output, rtol=1e-12, atol=1e-12)
+    for row, output in zip(actual, case.exact(), strict=True):
+        torch.testing.assert_close(row[: len(output)], output, rtol=1e-12, atol=1e-12)
+
+
+GEOMETRIES = {
+    "sliding": ((4, 2), 16),
+    "full": ((8, 1), 32),
+    "odd group": ((3, 1), 16),
+    "no group": ((2, 2), 32),
+    "padded columns": ((5, 1), 24),
+}
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [0, 40])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_kernels_read_all_of_a_canvas(geometry: str, window: int, causal: bool) -> None:
+    """Contexts of nothing, one, and around the window's edge; rings that wrap inside a block."""
+    heads, head_dim = GEOMETRIES[geometry]
+    starts = [0, 1, 39, 40, 41, 150]
+    case = make_pass(
+        starts,
+        [20] * 5 + [7],
+        tokens=20,
+        slots=77 if window else 201,
+        window=window,
+        causal=causal,
+        heads=heads,
+        head_dim=head_dim,
+    )
+    assert_close(case.run(), case.exact())
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("tokens", [1, 2, 16])
+@pytest.mark.parametrize("window", [0, 64])
+@pytest.mark.parametrize("causal", [False, True])
+def test_kernels_decode(tokens: int, window: int, causal: bool) -> None:
+    """Few queries, and slots in whole blocks."""
+    case = make_pass(
+        [0, 63, 64, 200],
+        [tokens, tokens, max(1, tokens - 3), tokens],
+        tokens=tokens,
+        slots=128 if window else 256,
+        window=window,
+        causal=causal,
+    )
+    assert_close(case.run(), case.exact())
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("multiprocessors", [1, 5, 64])
+@pytest.mark.parametrize("causal", [False, True])
+def test_shares_are_merged(
+    multiprocessors: int, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows far shorter than the longest leave shares without positions."""
+    monkeypatch.setattr(attention, "multiprocessors", lambda device: multiprocessors)
+    case = make_pass([0, 10, 700], [3, 1, 3], tokens=3, slots=720, window=0, causal=causal)
+    assert_close(case.run(), case.exact())
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_row_knows_nothing_of_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "multiprocessors", lambda device: 16)
+    case = make_pass([300, 90], [12, 12], tokens=12, slots=400, window=0, causal=False)
+    alike = case.run()
+    unlike = replace(case, starts=[300, 2], lengths=[12, 5]).run()
+    assert torch.equal(alike[0], unlike[0])
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_a_row_without_anything_to_see_is_finite(tokens: int) -> None:
+    case = make_pass([0, 30], [0, 0], tokens=tokens, slots=64, window=0, causal=False)
+    assert case.run().isfinite().all()
+    assert (
+        cached_attention_torch(case.query, case.keys, case.values, *case.arguments).isfinite().all()
+    )
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_scores_far_apart_overflow_nothing() -> None:
+    case = make_pass([50], [16], tokens=16, slots=80, window=0, causal=True)
+    loud = replace(case, query=case.query * 200)
+    assert_close(loud.run(), loud.exact())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("tokens", [1, 16, 256])
+@pytest.mark.parametrize("kind", ["sliding", "full"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_real_sizes(kind: str, tokens: int, rows: int, causal: bool) -> None:
+    key_heads, head_dim, window, slots = (
+        (8, 256, 1024, 1536) if kind == "sliding" else (2, 512, 0, 4608)
+    )
+    starts = [4000, 0, 1, 1023, 1024, 1025, 1500, 300][:rows]
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device="cuda").bfloat16()
+
+    query = normal(rows, tokens, 16, head_dim) / head_dim**0.5 * 4
+    keys, values = (normal(rows, slots + 1, key_heads, head_dim) for _ in range(2))
+    case = Pass(query, keys, values, range(rows), starts, [tokens] * rows, window, causal)
+    expected = cached_attention_torch(query.float(), keys.float(), values.float(), *case.arguments)
+    assert_close(case.run(), [*expected.double().cpu()])
