@@ -60,7 +60,7 @@ class DraftBatch:
     ) -> None:
         self._model, self._tokenizer, self._noise = model, tokenizer, noise
         self._cache = model.new_cache(slots, capacity)
-        self._denoiser = HostDenoiser(model, self._cache, noise, model.config.hidden_size)
+        self._denoiser = HostDenoiser(model, self._cache, noise)
         self._free = list(range(slots - 1, -1, -1))
         self._rows: dict[int, _Work] = {}
         self._step_s = 0.0  # of all rows, the last time

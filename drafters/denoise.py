@@ -8,7 +8,6 @@ sampled tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from hybrid.drafters.noise import Draw, Noise
 from hybrid.drafters.template import Template
 from hybrid.kernels.accept import accept_torch
+from hybrid.kernels.largest import largest_torch
 from hybrid.protocols import DraftJob, Votes
 
 _NEVER = -1e4  # as a logit: finite, so that an entropy of it is
@@ -28,7 +28,7 @@ class DenoisingModel(Protocol):
     def encode(self, token_ids: Tensor, lengths: Any, cache: Any, rows: Any) -> Tensor: ...
 
     def denoise(
-        self, canvas_ids: Tensor, soft_embedding: Tensor, cache: Any, rows: Any
+        self, canvas_ids: Tensor, soft_embedding: Tensor | None, cache: Any, rows: Any
     ) -> Tensor: ...
 
     def logits(self, hidden: Tensor) -> Tensor: ...
@@ -61,14 +61,15 @@ class Row:
     """One request in the batch and its current canvas.
 
     `canvas_ids` [C] is what the next step reads; `best_ids` [C], `entropy` [C] and `accepted` [C]
-    are what the last one left. `soft_embedding` [C, H] is the denoiser's to keep. `written`
-    are the answer's tokens on earlier canvases, `barred` places and tokens that do not go together.
+    are what the last one left. `soft_embedding` [C, H] is what a step hands to the next, None
+    before the first. `written` are the answer's tokens on earlier canvases, `barred` places and
+    tokens that do not go together.
     """
 
     job: DraftJob
     cache_row: int
     canvas_ids: Tensor
-    soft_embedding: Tensor = field(default_factory=partial(torch.empty, 0))
+    soft_embedding: Tensor | None = None
     template: Template | None = None
     canvas: int = 0
     step: int = 0
@@ -121,28 +122,30 @@ class Row:
             self.fixed_ids = self.is_blank = None
         self.step, self.stable_steps, self.converged = 0, -1, False
         self.canvas_ids = self._with_fixed(canvas_ids)
-        self.soft_embedding = torch.zeros_like(self.soft_embedding)
+        self.soft_embedding = None
 
     def take_step(
-        self,
-        canvas_ids: Tensor,
-        best_ids: Tensor,
-        entropy: Tensor,
-        accepted: Tensor,
-        soft_embedding: Tensor,
-        is_same: bool,
-        mean_entropy: float,
+        self, best_ids: Tensor, entropy: Tensor, accepted: Tensor, mean_entropy: float
     ) -> None:
         """Take over this row's part of a step, and decide whether the canvas has converged."""
         params = self.job.params
-        self.canvas_ids = self._with_fixed(canvas_ids)
+        is_same = self.step > 0 and torch.equal(self.best_ids, best_ids)
         self.best_ids, self.entropy, self.accepted = best_ids, entropy, accepted
-        self.soft_embedding = soft_embedding
         self.step += 1
         self.stable_steps = self.stable_steps + 1 if is_same else 0
         self.mean_entropy = mean_entropy
         is_stable = self.stable_steps >= params.stability_threshold
         self.converged = is_stable and mean_entropy < params.confidence_threshold
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the canvas may take another step: a guide can take back that it converged."""
+        return not self.canvas_done or self.job.guide is not None
+
+    def go_on(self, canvas_ids: Tensor, soft_embedding: Tensor) -> None:
+        """Take over what the next step starts from."""
+        self.canvas_ids = self._with_fixed(canvas_ids)
+        self.soft_embedding = soft_embedding
 
     def learn(
         self,
@@ -185,14 +188,11 @@ class Row:
 class HostDenoiser:
     """A denoiser that computes a step when it is asked for."""
 
-    def __init__(self, model: DenoisingModel, cache: Any, noise: Noise, hidden_size: int) -> None:
+    def __init__(self, model: DenoisingModel, cache: Any, noise: Noise) -> None:
         self._model, self._cache, self._noise = model, cache, noise
-        self._hidden_size = hidden_size
 
     def begin(self, row: Row) -> None:
-        """See `Denoiser.begin`; nothing is known of the canvas yet, so its expectation is zero."""
-        size = len(row.canvas_ids), self._hidden_size
-        row.soft_embedding = torch.zeros(size, device=row.canvas_ids.device)
+        """See `Denoiser.begin`."""
 
     def step(self, rows: Sequence[Row]) -> list[Row]:
         """See `Denoiser.step`."""
@@ -211,35 +211,60 @@ class HostDenoiser:
 def step(model: DenoisingModel, cache: Any, noise: Noise, rows: Sequence[Row]) -> None:
     """One denoising pass over the canvases of all `rows`; each row takes its own step with it."""
     canvas_ids = torch.stack([row.canvas_ids for row in rows])
-    soft_embedding = torch.stack([row.soft_embedding for row in rows])
-    logits = model.denoise(canvas_ids, soft_embedding, cache, [row.cache_row for row in rows])
+    cache_rows = [row.cache_row for row in rows]
+    logits = model.denoise(canvas_ids, _soft_embeddings(rows), cache, cache_rows)
     for index, row in enumerate(rows):
         for place, token in row.barred:
             logits[index, place, token] = _NEVER
-    log_p = logits.div_(_column([row.temperature for row in rows], logits)[..., None])
-    log_p = log_p.log_softmax(-1)
-    p = log_p.exp()
-    entropy = (p * log_p).sum(-1).neg_()
-    best_ids = log_p.argmax(-1)
+    logits.div_(_column([row.temperature for row in rows], logits)[..., None])
+    p, entropy, best_ids = _distributions(logits)
     mean_entropy = entropy.mean(-1)
     if any(row.is_blank is not None for row in rows):
         mean_entropy = _impose(rows, p, entropy, best_ids)
-
     accepted = accept_torch(entropy, _column([row.job.params.entropy_bound for row in rows], p))
-    draws = [row.draw(row.step + 1) for row in rows]
-    next_ids = noise.tokens(draws, best_ids.shape[1], log_p.shape[2])
-    next_ids[accepted] = noise.sample(draws, log_p, accepted)
-    soft_embedding = model.soft_embed(p)
     for index, (row, mean) in enumerate(zip(rows, mean_entropy.tolist(), strict=True)):
-        row.take_step(
-            next_ids[index],
-            best_ids[index],
-            entropy[index],
-            accepted[index],
-            soft_embedding[index],
-            row.step > 0 and torch.equal(row.best_ids, best_ids[index]),
-            mean,
-        )
+        row.take_step(best_ids[index], entropy[index], accepted[index], mean)
+    going = [index for index, row in enumerate(rows) if row.goes_on]
+    if len(going) == len(rows):
+        _go_on(model, noise, rows, p, accepted)
+    elif going:
+        _go_on(model, noise, [rows[index] for index in going], p[going], accepted[going])
+
+
+def _soft_embeddings(rows: Sequence[Row]) -> Tensor | None:
+    """What the rows' last steps handed on, [R, C, H], zero for a row without one; None if all."""
+    given = [row.soft_embedding for row in rows]
+    known = next((one for one in given if one is not None), None)
+    if known is None:
+        return None
+    nothing = torch.zeros_like(known)
+    return torch.stack([nothing if one is None else one for one in given])
+
+
+def _distributions(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities [R, C, V], their entropy in nats and the likeliest token, both [R, C].
+
+    Overwrites ``logits``. They are taken relative to the largest, which leaves both terms of the
+    entropy, -log p(best) and what the others lack to it, exact where it is almost zero.
+    """
+    best_ids = largest_torch(logits)
+    best = best_ids[..., None]
+    relative = logits.sub_(logits.gather(-1, best))
+    p = relative.softmax(-1)
+    entropy = p.gather(-1, best).log_()[..., 0].add_(relative.mul_(p).sum(-1)).neg_()
+    return p, entropy, best_ids
+
+
+def _go_on(
+    model: DenoisingModel, noise: Noise, rows: Sequence[Row], p: Tensor, accepted: Tensor
+) -> None:
+    """Give each row its next canvas: a sample where accepted, and random tokens elsewhere."""
+    draws = [row.draw(row.step) for row in rows]
+    next_ids = noise.tokens(draws, p.shape[1], p.shape[2])
+    next_ids[accepted] = noise.sample(draws, p, accepted)
+    soft_embedding = model.soft_embed(p)
+    for index, row in enumerate(rows):
+        row.go_on(next_ids[index], soft_embedding[index])
 
 
 def _impose(rows: Sequence[Row], p: Tensor, entropy: Tensor, best_ids: Tensor) -> Tensor:

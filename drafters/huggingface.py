@@ -76,9 +76,16 @@ class TransformersModel:
         return hidden
 
     def denoise(
-        self, canvas_ids: Tensor, soft_embedding: Tensor, cache: list[Any], rows: Sequence[int]
+        self,
+        canvas_ids: Tensor,
+        soft_embedding: Tensor | None,
+        cache: list[Any],
+        rows: Sequence[int],
     ) -> Tensor:
         """See `GemmaModel.denoise`."""
+        if soft_embedding is None:
+            size = *canvas_ids.shape, self.config.hidden_size
+            soft_embedding = torch.zeros(size, device=self.device, dtype=self._model.dtype)
         states = []
         for index, row in enumerate(rows):
             self._signal = soft_embedding[index : index + 1]

@@ -7,7 +7,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hybrid.kernels.noise import gumbel_torch, position_keys_torch, random_tokens_torch, row_key
+from hybrid.kernels.largest import largest_torch
+from hybrid.kernels.noise import (
+    exponential_torch,
+    position_keys_torch,
+    random_tokens_torch,
+    row_key,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +32,8 @@ class Noise(Protocol):
         """Uniform token ids, int64 [R, C]."""
         ...
 
-    def sample(self, draws: Sequence[Draw], log_probabilities: Tensor, wanted: Tensor) -> Tensor:
-        """Token ids, int64 [N], of those distributions in ``log_probabilities`` [R, C, V] that are
+    def sample(self, draws: Sequence[Draw], probabilities: Tensor, wanted: Tensor) -> Tensor:
+        """Token ids, int64 [N], of those distributions in ``probabilities`` [R, C, V] that are
         ``wanted``, bool [R, C] with N true, in order.
         """
         ...
@@ -43,11 +49,16 @@ class CounterNoise:
         """See `Noise.tokens`."""
         return random_tokens_torch(self._keys(draws, positions, purpose=0), vocabulary)
 
-    def sample(self, draws: Sequence[Draw], log_probabilities: Tensor, wanted: Tensor) -> Tensor:
-        """The arg-max of log-probabilities with Gumbel noise: an exact sample of each."""
-        _, positions, vocabulary = log_probabilities.shape
-        keys = self._keys(draws, positions, purpose=1)[wanted]
-        return gumbel_torch(keys, vocabulary).add_(log_probabilities[wanted]).argmax(-1)
+    def sample(self, draws: Sequence[Draw], probabilities: Tensor, wanted: Tensor) -> Tensor:
+        """A race: what is p times as likely takes 1/p of the time. The winner is an exact sample.
+
+        Its time is that of Gumbel noise on log-probabilities, without their two logarithms.
+        """
+        vocabulary = probabilities.shape[-1]
+        places = wanted.flatten().nonzero()[:, 0]
+        keys = self._keys(draws, wanted.shape[1], purpose=1).flatten().index_select(0, places)
+        runners = probabilities.flatten(0, 1).index_select(0, places)
+        return largest_torch(runners.div_(exponential_torch(keys, vocabulary)))
 
     def _keys(self, draws: Sequence[Draw], positions: int, purpose: int) -> Tensor:
         keys = [row_key(draw.seed, draw.canvas, draw.step, purpose) for draw in draws]

@@ -6,6 +6,8 @@ purpose), a position's from the row's and the position, an element's from the po
 vocabulary id. All of it is arithmetic modulo 2**32 on int32 tensors, so shifts must be masked.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -69,8 +71,10 @@ def gumbel_torch(keys: Tensor, vocabulary: int) -> Tensor:
     return exponential_torch(keys, vocabulary).log_().neg_()
 
 
+@cache
 def _counters(count: int, device: torch.device) -> Tensor:
-    return torch.arange(count, device=device, dtype=torch.int32) * _signed(_GOLDEN)
+    with torch.inference_mode(False):
+        return torch.arange(count, device=device, dtype=torch.int32) * _signed(_GOLDEN)
 
 
 def _signed(value: int) -> int:

@@ -87,12 +87,12 @@ class GemmaModel:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
     def denoise(
-        self, canvas_ids: Tensor, soft_embedding: Tensor, cache: Cache, rows: Rows
+        self, canvas_ids: Tensor, soft_embedding: Tensor | None, cache: Cache, rows: Rows
     ) -> Tensor:
         """Logits [R, C, V] of a canvas, each position's own: float32, softly capped.
 
         ``canvas_ids`` [R, C]; ``soft_embedding`` [R, C, H] as `soft_embed` gives it, zeros for rows
-        at a canvas's first step. The cache is left as it was.
+        at a canvas's first step, None where all are. The cache is left as it was.
         """
         if self.weights.self_conditioning is None:
             raise ValueError("this model has no self-conditioning: it cannot denoise")
@@ -116,9 +116,11 @@ class GemmaModel:
         return embedding(token_ids, self.weights.embedding).mul_(self._embedding_scale)
 
     def _condition(
-        self, canvas_ids: Tensor, soft_embedding: Tensor, weights: SelfConditioningWeights
+        self, canvas_ids: Tensor, soft_embedding: Tensor | None, weights: SelfConditioningWeights
     ) -> Tensor:
         eps = self.config.rms_norm_eps
+        if soft_embedding is None:
+            return rms_norm_torch(self._embed(canvas_ids), None, eps)
         wide = linear(rms_norm_torch(soft_embedding, None, eps), weights.gate_up)
         signal = linear(gelu_gate_torch(*wide.chunk(2, -1)), weights.down)
         return rms_norm_torch(self._embed(canvas_ids) + signal, None, eps)

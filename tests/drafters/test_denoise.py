@@ -26,14 +26,16 @@ class ScriptedModel:
 
     script: list[Tensor]
     canvases: list[Tensor] = field(default_factory=list)
-    soft_embeddings: list[Tensor] = field(default_factory=list)
+    soft_embeddings: list[Tensor | None] = field(default_factory=list)
 
     def encode(self, token_ids: Tensor, lengths: Any, cache: Any, rows: Any) -> Tensor:
         raise AssertionError("a denoising step reads nothing into the cache")
 
-    def denoise(self, canvas_ids: Tensor, soft_embedding: Tensor, cache: Any, rows: Any) -> Tensor:
+    def denoise(
+        self, canvas_ids: Tensor, soft_embedding: Tensor | None, cache: Any, rows: Any
+    ) -> Tensor:
         self.canvases.append(canvas_ids.clone())
-        self.soft_embeddings.append(soft_embedding.clone())
+        self.soft_embeddings.append(soft_embedding)
         return self.script.pop(0).clone()
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -53,15 +55,14 @@ class ScriptedNoise:
         self.draws += draws
         return torch.full((len(draws), positions), RANDOM)
 
-    def sample(self, draws: Sequence[Draw], log_probabilities: Tensor, wanted: Tensor) -> Tensor:
-        torch.testing.assert_close(log_probabilities.exp().sum(-1), torch.ones(len(draws), CANVAS))
+    def sample(self, draws: Sequence[Draw], probabilities: Tensor, wanted: Tensor) -> Tensor:
+        torch.testing.assert_close(probabilities.sum(-1), torch.ones(len(draws), CANVAS))
         return torch.full((int(wanted.sum()),), SAMPLED)
 
 
 def make_row(seed: int = 0, template: Template | None = None, **params: Any) -> Row:
     job = DraftJob(Request("x"), DraftParams(**params), seed, CANVAS, Deadline())
-    soft_embedding = torch.zeros(CANVAS, VOCABULARY)
-    return Row(job, seed, torch.zeros(CANVAS, dtype=torch.long), soft_embedding, template)
+    return Row(job, seed, torch.zeros(CANVAS, dtype=torch.long), template=template)
 
 
 def peaks(best: Sequence[int], height: float | Sequence[float] = 20.0) -> Tensor:
@@ -97,11 +98,14 @@ def test_a_single_step_has_the_highest_temperature() -> None:
 
 def test_entropy_and_self_conditioning_are_those_of_the_cooled_distribution() -> None:
     logits = torch.randn(1, CANVAS, VOCABULARY, generator=torch.Generator().manual_seed(0)) * 3
-    row = make_row(max_denoising_steps=2, t_min=0.5, t_max=1.5)
-    model = run(row, [logits, logits])
-    assert not model.soft_embeddings[0].any()
-    torch.testing.assert_close(model.soft_embeddings[1], (logits / 1.5).softmax(-1))
-    torch.testing.assert_close(row.soft_embedding[None], logits.softmax(-1))
+    row = make_row(max_denoising_steps=4, t_min=0.5, t_max=1.5)
+    model = run(row, [logits] * 3)
+    assert model.soft_embeddings[0] is None
+    assert row.soft_embedding is not None
+    for soft, temperature in zip(
+        (*model.soft_embeddings[1:], row.soft_embedding[None]), (1.5, 1.25, 1.0), strict=True
+    ):
+        torch.testing.assert_close(soft, (logits / temperature).softmax(-1))
     torch.testing.assert_close(row.entropy[None], entropy_of(logits))
     assert row.mean_entropy == pytest.approx(entropy_of(logits).mean().item())
     assert torch.equal(row.best_ids[None], logits.argmax(-1))
@@ -120,7 +124,7 @@ def test_kept_positions_are_sampled_and_all_others_are_random_again() -> None:
 
 def test_rows_at_different_places_share_a_pass() -> None:
     early = make_row(seed=5, max_denoising_steps=2, t_min=0.5, t_max=1.0, entropy_bound=100.0)
-    late = make_row(seed=6, max_denoising_steps=4, t_min=1.0, t_max=3.0, entropy_bound=0.0)
+    late = make_row(seed=6, max_denoising_steps=5, t_min=1.0, t_max=3.5, entropy_bound=0.0)
     flat = peaks([1, 2, 3, 4], 2.0)
     run(late, [flat] * 3)
     late.next_canvas(torch.zeros(CANVAS, dtype=torch.long), ())
@@ -132,8 +136,29 @@ def test_rows_at_different_places_share_a_pass() -> None:
     assert early.accepted.all()
     assert late.accepted.sum() == 1
     torch.testing.assert_close(early.entropy, entropy_of(flat)[0])
-    torch.testing.assert_close(late.entropy, entropy_of(flat / 1.5)[0])
-    assert (early.canvas_done, late.canvas_done) == (False, True)
+    torch.testing.assert_close(late.entropy, entropy_of(flat / 2.0)[0])
+    assert (early.canvas_done, late.canvas_done) == (False, False)
+
+
+def test_nothing_is_drawn_for_a_canvas_that_ends() -> None:
+    rows = [make_row(seed=1), make_row(seed=2, max_denoising_steps=1), make_row(seed=3)]
+    noise = ScriptedNoise()
+    step(ScriptedModel([peaks([1, 2, 3, 4]).expand(3, -1, -1)]), None, noise, rows)
+    assert noise.draws == [Draw(1, canvas=0, step=1), Draw(3, canvas=0, step=1)]
+    assert [row.soft_embedding is None for row in rows] == [False, True, False]
+    assert [row.canvas_ids.tolist() for row in rows] == [[SAMPLED] * 4, [0] * 4, [SAMPLED] * 4]
+    assert all(row.accepted.all() for row in rows)
+
+
+def test_a_row_that_begins_joins_rows_on_their_way() -> None:
+    logits = torch.randn(2, CANVAS, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    early, late = make_row(), make_row(t_min=1.0, t_max=1.0)
+    run(late, [logits[1:]])
+    model = ScriptedModel([logits])
+    step(model, None, ScriptedNoise(), [early, late])
+    (soft,) = model.soft_embeddings
+    assert soft is not None and not soft[0].any()
+    torch.testing.assert_close(soft[1], logits[1].softmax(-1))
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 3])
@@ -190,7 +215,7 @@ def test_the_next_canvas_remembers_nothing() -> None:
     model = run(row, [same])
     assert not row.converged
     assert model.canvases[0].tolist() == [[6] * CANVAS]
-    assert not model.soft_embeddings[0].any()
+    assert model.soft_embeddings == [None]
     run(row, [same])
     assert row.converged
 
@@ -217,8 +242,10 @@ def test_a_templates_text_is_certain_in_every_step_and_costs_no_entropy() -> Non
     expected = entropy_of(logits)[0, [0, 2]]
     assert row.mean_entropy == pytest.approx(expected.mean().item())
     one_hot = torch.eye(VOCABULARY)[[6, 7]]
-    assert torch.equal(model.soft_embeddings[1][0, [1, 3]], one_hot)
-    torch.testing.assert_close(model.soft_embeddings[1][0, [0, 2]], logits.softmax(-1)[0, [0, 2]])
+    soft = model.soft_embeddings[1]
+    assert soft is not None
+    assert torch.equal(soft[0, [1, 3]], one_hot)
+    torch.testing.assert_close(soft[0, [0, 2]], logits.softmax(-1)[0, [0, 2]])
 
 
 def test_a_template_concerns_its_own_row_only() -> None:
@@ -228,5 +255,6 @@ def test_a_template_concerns_its_own_row_only() -> None:
     step(ScriptedModel([torch.cat((logits, logits))]), None, ScriptedNoise(), [filled, free])
     run(other, [logits])
     assert torch.equal(free.canvas_ids, other.canvas_ids)
+    assert free.soft_embedding is not None and other.soft_embedding is not None
     assert torch.equal(free.soft_embedding, other.soft_embedding)
     assert free.mean_entropy == other.mean_entropy

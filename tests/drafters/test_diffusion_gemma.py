@@ -69,9 +69,8 @@ class Replay:
     def multinomial(self, probabilities: Tensor, num_samples: int) -> Tensor:
         self.is_in_step = True
         self.steps[-1] += 1
-        log_p = probabilities.log()[None]
-        everywhere = torch.ones(log_p.shape[:2], dtype=torch.bool)
-        return self.noise.sample([self.draw()], log_p, everywhere)[:, None]
+        everywhere = torch.ones(1, len(probabilities), dtype=torch.bool)
+        return self.noise.sample([self.draw()], probabilities[None], everywhere)[:, None]
 
     def draw(self) -> Draw:
         return Draw(self.seed, canvas=len(self.steps) - 1, step=self.steps[-1])
