@@ -1,0 +1,90 @@
+"""The operations of a denoising step at the real model's size, as the compile gate calls them.
+
+Tensors are on the `meta` device: they have shapes and no memory. What a case launches with the
+settings that ship is what is compiled. Sizes are those of DiffusionGemma 26B-A4B.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from hybrid.kernels.attention import cached_attention
+
+HIDDEN, CANVAS, CONTEXT, WINDOW = 2816, 256, 4096, 1024
+META = torch.device("meta")
+# What a product must come out as: warp-group instructions on Hopper, those of the tensor core's own
+# memory on the B200, warp instructions on the RTX 5090.
+Matrix = Mapping[int, tuple[str, ...]]
+WIDE: Matrix = {90: ("HGMMA",), 100: ("UTC",), 120: ("HMMA",)}
+# The same for tiles too small for wide instructions.
+NARROW: Matrix = {90: ("HGMMA", "HMMA"), 100: ("UTC", "HMMA"), 120: ("HMMA",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One call of an operation.
+
+    `products` are the kernels that must multiply matrices, with instructions whose names begin as
+    `matrix` says by architecture; `weights` is how many weights they decode in a turn of the loop.
+    """
+
+    name: str
+    call: Callable[[], object]
+    products: tuple[str, ...] = ()
+    matrix: Matrix = field(default_factory=lambda: WIDE)
+    weights: int = 0
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A tensor without memory."""
+    return torch.empty(shape, device=META, dtype=dtype)
+
+
+def cases() -> list[Case]:
+    """Every case, in the order of a step."""
+    return [*_attention_cases()]
+
+
+def _attention_cases() -> list[Case]:
+    canvas = [
+        Case(
+            f"attention, {kind}, {rows} x {tokens} {'causal' if causal else 'canvas'}",
+            partial(_attend, rows, tokens, kind == "sliding", causal),
+            ("attend",),
+            WIDE if tokens > 16 else NARROW,
+        )
+        for kind in ("sliding", "full")
+        for rows, tokens, causal in ((1, CANVAS, False), (4, CANVAS, False), (1, 512, True))
+    ]
+    decoding = [
+        Case(
+            f"attention, {kind}, 1 x {tokens}",
+            partial(_attend, 1, tokens, kind == "sliding", True),
+            ("attend",),
+            NARROW,
+        )
+        for kind in ("sliding", "full")
+        for tokens in (1, 16)
+    ]
+    return canvas + decoding
+
+
+def _attend(rows: int, tokens: int, is_sliding: bool, causal: bool) -> object:
+    heads, head_dim, window = (8, 256, WINDOW) if is_sliding else (2, 512, 0)
+    slots = WINDOW - 1 + 2 * CANVAS if is_sliding else CONTEXT + CANVAS
+    cache = partial(meta, rows + 1, slots + 1, heads, head_dim)
+    numbers = partial(meta, rows, dtype=torch.int32)
+    return cached_attention(
+        meta(rows, tokens, 16, head_dim),
+        cache(),
+        cache(),
+        numbers(),
+        numbers(),
+        numbers(),
+        window,
+        causal,
+        CONTEXT + CANVAS,
+    )
