@@ -7,13 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hybrid.kernels.largest import largest_torch
-from hybrid.kernels.noise import (
-    exponential_torch,
-    position_keys_torch,
-    random_tokens_torch,
-    row_key,
-)
+from hybrid.kernels.noise import position_keys_torch, random_tokens_torch, row_key
+from hybrid.kernels.race import race_torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +45,9 @@ class CounterNoise:
         return random_tokens_torch(self._keys(draws, positions, purpose=0), vocabulary)
 
     def sample(self, draws: Sequence[Draw], probabilities: Tensor, wanted: Tensor) -> Tensor:
-        """A race: what is p times as likely takes 1/p of the time. The winner is an exact sample.
-
-        Its time is that of Gumbel noise on log-probabilities, without their two logarithms.
-        """
-        vocabulary = probabilities.shape[-1]
-        places = wanted.flatten().nonzero()[:, 0]
-        keys = self._keys(draws, wanted.shape[1], purpose=1).flatten().index_select(0, places)
-        runners = probabilities.flatten(0, 1).index_select(0, places)
-        return largest_torch(runners.div_(exponential_torch(keys, vocabulary)))
+        """An exact sample of each; see `hybrid.kernels.race`."""
+        keys = self._keys(draws, wanted.shape[1], purpose=1)
+        return race_torch(keys.flatten(), probabilities.flatten(0, 1), wanted.flatten())
 
     def _keys(self, draws: Sequence[Draw], positions: int, purpose: int) -> Tensor:
         keys = [row_key(draw.seed, draw.canvas, draw.step, purpose) for draw in draws]

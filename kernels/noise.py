@@ -8,13 +8,15 @@ vocabulary id. All of it is arithmetic modulo 2**32 on int32 tensors, so shifts 
 
 from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-_GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: spreads consecutive counters over the range
+GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: spreads consecutive counters over the range
 _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B
 _MASK = 0xFFFFFFFF
-_STEP = 2.0**-23  # of the uniform: its numbers are midpoints of steps, exact in float32
+STEP = 2.0**-23  # of the uniform: its numbers are midpoints of steps, exact in float32
 
 
 def mix(value: int) -> int:
@@ -27,7 +29,13 @@ def mix(value: int) -> int:
 
 
 def mix_torch(values: Tensor) -> Tensor:
-    """`mix` of every element of an int32 tensor, in place."""
+    """`mix` of every element of an int32 tensor, in place.
+
+    On a CPU numpy does it, which has unsigned words: 20 instead of 44 us (32 x 919, one core).
+    """
+    if values.device.type == "cpu":
+        mix_words(values.numpy().view(np.uint32))
+        return values
     shifted = torch.empty_like(values)
     for shift, factor in ((16, _FIRST), (15, _SECOND), (16, 1)):
         torch.bitwise_right_shift(values, shift, out=shifted)
@@ -37,11 +45,20 @@ def mix_torch(values: Tensor) -> Tensor:
     return values
 
 
+def mix_words(words: NDArray[np.uint32]) -> None:
+    """`mix` of every element, in place."""
+    words ^= words >> np.uint32(16)
+    words *= np.uint32(_FIRST)
+    words ^= words >> np.uint32(15)
+    words *= np.uint32(_SECOND)
+    words ^= words >> np.uint32(16)
+
+
 def row_key(seed: int, canvas: int, step: int, purpose: int) -> int:
     """The key of one row's draw; `seed` may have 64 bits."""
-    key = mix((seed & _MASK) ^ _GOLDEN)
+    key = mix((seed & _MASK) ^ GOLDEN)
     for part in (seed >> 32 & _MASK, canvas, step, purpose):
-        key = mix(key ^ (part * _GOLDEN & _MASK))
+        key = mix(key ^ (part * GOLDEN & _MASK))
     return key
 
 
@@ -63,7 +80,7 @@ def exponential_torch(keys: Tensor, vocabulary: int) -> Tensor:
     """
     bits = mix_torch(keys[..., None] ^ _counters(vocabulary, keys.device))
     steps = bits.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).float()
-    return steps.mul_(_STEP).add_(_STEP / 2).log_().neg_()
+    return steps.mul_(STEP).add_(STEP / 2).log_().neg_()
 
 
 def gumbel_torch(keys: Tensor, vocabulary: int) -> Tensor:
@@ -74,7 +91,7 @@ def gumbel_torch(keys: Tensor, vocabulary: int) -> Tensor:
 @cache
 def _counters(count: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.arange(count, device=device, dtype=torch.int32) * _signed(_GOLDEN)
+        return torch.arange(count, device=device, dtype=torch.int32) * _signed(GOLDEN)
 
 
 def _signed(value: int) -> int:
