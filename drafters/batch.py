@@ -36,6 +36,8 @@ class CachingModel(DenoisingModel, Protocol):
 
     def clear_row(self, cache: Any, row: int) -> None: ...
 
+    def read(self, token_ids: Tensor, lengths: Any, cache: Any, rows: Any) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
@@ -86,17 +88,15 @@ class DraftBatch:
             for number in numbers:
                 self._model.clear_row(self._cache, number)
             started = time.perf_counter()
-            hidden = self._read([assignment.prompt for assignment in assignments], numbers)
+            jobs = [assignment.job for assignment in assignments]
+            hidden = self._read([assignment.prompt for assignment in assignments], numbers, jobs)
             seconds = time.perf_counter() - started
-            for number, assignment, states in zip(numbers, assignments, hidden, strict=True):
-                job = assignment.job
-                row = Row(
-                    job=job,
-                    cache_row=number,
-                    canvas_ids=self._random_canvas(Draw(job.seed, canvas=0, step=0)),
-                    template=assignment.template,
-                )
-                row.warm_start(job.warm_start)
+            canvases = self._random_canvases([Draw(job.seed, canvas=0, step=0) for job in jobs])
+            for number, assignment, states, canvas_ids in zip(
+                numbers, assignments, hidden, canvases, strict=True
+            ):
+                row = Row(assignment.job, number, canvas_ids, template=assignment.template)
+                row.warm_start(assignment.job.warm_start)
                 self._denoiser.begin(row)
                 room = assignment.room - len(assignment.prompt)
                 self._rows[number] = _Work(row, room, states[-1:], prefill_s=seconds)
@@ -149,17 +149,25 @@ class DraftBatch:
             if work.row.job.deadline.remaining_s < 2 * self._step_s
         }
 
-    def _read(self, token_ids: Sequence[Sequence[int]], rows: Sequence[int]) -> list[Tensor]:
-        """Read rows of tokens causally into the cache; their hidden states, [T, H] each."""
+    def _read(
+        self, token_ids: Sequence[Sequence[int]], rows: Sequence[int], jobs: Sequence[DraftJob]
+    ) -> list[Tensor]:
+        """Read rows of tokens causally into the cache; their hidden states, [T, H] each.
+
+        Where no job is scored there are none: [0, H].
+        """
         lengths = [len(ids) for ids in token_ids]
         padded = [[*ids, *[0] * (max(lengths) - len(ids))] for ids in token_ids]
         ids = torch.tensor(padded, device=self._model.device)
+        if not any(job.self_score for job in jobs):
+            self._model.read(ids, lengths, self._cache, rows)
+            return [torch.empty(0, self._model.config.hidden_size)] * len(jobs)
         hidden = self._model.encode(ids, lengths, self._cache, rows)
         return [states[:length] for states, length in zip(hidden, lengths, strict=True)]
 
-    def _random_canvas(self, draw: Draw) -> Tensor:
+    def _random_canvases(self, draws: Sequence[Draw]) -> Tensor:
         config = self._model.config
-        return self._noise.tokens([draw], config.canvas_length, config.vocab_size)[0]
+        return self._noise.tokens(draws, config.canvas_length, config.vocab_size)
 
     def _review(self, row: Row) -> None:
         """Let the row's guide vote, every few steps and before the canvas ends."""
@@ -169,7 +177,7 @@ class DraftBatch:
         token_ids = row.best_ids.tolist()
         count = self._count_answer(token_ids, row.template)
         votes = guide.review(row.written, token_ids[: count + 1])
-        row.follow(votes, self._random_canvas(row.draw(row.step)))
+        row.follow(votes, self._random_canvases([row.draw(row.step)])[0])
         self._denoiser.change(row)
 
     def _report(self, row: Row) -> None:
@@ -205,7 +213,9 @@ class DraftBatch:
             return
         started = time.perf_counter()
         hidden = self._read(
-            [work.latest_ids for work in to_read], [work.row.cache_row for work in to_read]
+            [work.latest_ids for work in to_read],
+            [work.row.cache_row for work in to_read],
+            [work.row.job for work in to_read],
         )
         for work, states in zip(to_read, hidden, strict=True):
             if work.row.job.self_score:
@@ -217,7 +227,7 @@ class DraftBatch:
             work.commit_s += seconds
             if work.finish_reason is None:
                 draw = Draw(work.row.job.seed, work.row.canvas + 1, step=0)
-                work.row.next_canvas(self._random_canvas(draw), work.token_ids)
+                work.row.next_canvas(self._random_canvases([draw])[0], work.token_ids)
                 self._denoiser.begin(work.row)
 
     def _take_canvas(self, work: "_Work") -> None:
@@ -264,7 +274,7 @@ class _Work:
     """A row, and what its finished canvases have come to.
 
     `room` is how many answer tokens the context has space for; `last_hidden` [1, H] is the state
-    from which the next token would be predicted.
+    from which the next token would be predicted, if the job is scored.
     """
 
     row: Row

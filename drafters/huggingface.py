@@ -75,6 +75,12 @@ class TransformersModel:
             hidden[index, :length] = output.last_hidden_state[0]
         return hidden
 
+    def read(
+        self, token_ids: Tensor, lengths: Sequence[int], cache: list[Any], rows: Sequence[int]
+    ) -> None:
+        """See `GemmaModel.read`."""
+        self.encode(token_ids, lengths, cache, rows)
+
     def denoise(
         self,
         canvas_ids: Tensor,

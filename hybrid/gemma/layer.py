@@ -8,7 +8,6 @@ are normalised without weight, because weights.py folds the norms' weights into 
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -49,28 +48,34 @@ class Layer:
         self, x: Tensor, span: Span, rotation: Rotation, keys: Tensor, values: Tensor
     ) -> Tensor:
         """``x`` [R, T, H] with attention added; writes this pass's keys and values to the cache."""
+        weights, eps = self.weights.attention, self.config.rms_norm_eps
+        query = self.project(x, span, rotation, keys, values)
+        attended = attention_torch(query, span.read(keys), span.read(values), span.mask)
+        return add_rms_norm_torch(x, linear(attended, weights.output), weights.post_norm, eps)
+
+    def project(
+        self, x: Tensor, span: Span, rotation: Rotation, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """The queries [R, T, heads, D] of ``x``; writes its keys and values to the cache."""
         weights, geometry = self.weights.attention, self.geometry
         eps, num_queries = self.config.rms_norm_eps, self.config.num_attention_heads
         num_keys = geometry.num_key_value_heads
         heads = linear(rms_norm_torch(x, None, eps), weights.query_key_value)
         heads = heads.view(*x.shape[:2], -1, geometry.head_dim)
         heads = rms_norm_torch(heads, None, eps)
-        if geometry.key_is_value:
-            turning, value = heads, heads.narrow(2, num_queries, num_keys)
-        else:
-            turning, value = torch.split(heads, [num_queries + num_keys, num_keys], 2)
+        value = heads.narrow(2, heads.shape[2] - num_keys, num_keys)
+        turning = heads.narrow(2, 0, num_queries + num_keys)
         turned = rotate_torch(turning * weights.head_norm, rotation.cosine, rotation.signed_sine)
-        query, key = torch.split(turned, [num_queries, num_keys], 2)
-        span.write(keys, key)
+        span.write(keys, turned.narrow(2, num_queries, num_keys))
         span.write(values, value)
-        attended = attention_torch(query, span.read(keys), span.read(values), span.mask)
-        return add_rms_norm_torch(x, linear(attended, weights.output), weights.post_norm, eps)
+        return turned.narrow(2, 0, num_queries)
 
     def feed_forward(self, x: Tensor, scalar: float) -> Tensor:
         """``x`` [R, T, H] with the feed-forward network added, times `scalar`."""
         weights, eps = self.weights.feed_forward, self.config.rms_norm_eps
         normed = rms_norm_torch(x, None, eps)
-        gate, up, router_logits = torch.split(linear(normed, weights.input), self._widths, -1)
+        wide = linear(normed, weights.input)
+        gate, up, router_logits = wide.split_with_sizes(self._widths, -1)
         gated = gelu_gate_torch(gate, up)
         if weights.experts is None:
             output = linear(gated, weights.down)

@@ -5,7 +5,7 @@ normalised once more), in what it sees (everything) and in the layers' scalars.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -68,23 +68,33 @@ class GemmaModel:
         ``token_ids`` [R, T] is right-padded; the first ``lengths[r]`` tokens are appended to cache
         row ``rows[r]``, and hidden states beyond them mean nothing.
         """
+        states = list(self._passes(token_ids, lengths, cache, rows, is_whole=True))
+        x = states[0] if len(states) == 1 else torch.cat(states, dim=1)
+        return rms_norm_torch(x, self.weights.norm, self.config.rms_norm_eps)
+
+    def read(self, token_ids: Tensor, lengths: Rows, cache: Cache, rows: Rows) -> None:
+        """As `encode`, for the cache alone: the last layer stops at its keys and values."""
+        for _ in self._passes(token_ids, lengths, cache, rows, is_whole=False):
+            pass
+
+    def _passes(
+        self, token_ids: Tensor, lengths: Rows, cache: Cache, rows: Rows, is_whole: bool
+    ) -> Iterator[Tensor]:
+        """What comes of the tokens, as many at a time as the sliding layers' windows allow."""
         numbers, remaining = whole_numbers(rows), whole_numbers(lengths)
-        outputs: list[Tensor] = []
-        tokens, done = token_ids.shape[1], 0
-        while done < tokens or not outputs:
-            rest = tokens - done
+        while True:
+            rest = token_ids.shape[1]
             reading = cache.reading(numbers, remaining, rest, causal=True)
             step = min(rest, cache.most_tokens(reading))
             if step < rest:
                 now = [min(step, length) for length in remaining]
                 reading = cache.reading(numbers, now, step, causal=True)
-            x = self._embed(token_ids[:, done : done + step])
-            x = self._run(x, reading, cache)
-            outputs.append(rms_norm_torch(x, self.weights.norm, self.config.rms_norm_eps))
+            yield self._run(self._embed(token_ids[:, :step]), reading, cache, is_whole)
             cache.advance(reading)
+            if step == rest:
+                return
             remaining = [max(0, length - step) for length in remaining]
-            done += step
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+            token_ids = token_ids[:, step:]
 
     def denoise(
         self, canvas_ids: Tensor, soft_embedding: Tensor | None, cache: Cache, rows: Rows
@@ -125,12 +135,16 @@ class GemmaModel:
         signal = linear(gelu_gate_torch(*wide.chunk(2, -1)), weights.down)
         return rms_norm_torch(self._embed(canvas_ids) + signal, None, eps)
 
-    def _run(self, x: Tensor, reading: Reading, cache: Cache) -> Tensor:
-        """``x`` [R, T, H] through all layers."""
+    def _run(self, x: Tensor, reading: Reading, cache: Cache, is_whole: bool = True) -> Tensor:
+        """``x`` [R, T, H] through all layers, or up to the last layer's keys and values."""
         spans = cache.spans(reading)
         rotations = {rope: self._rotation(rope, reading) for rope in self._ropes}
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
-            x = layer.attend(x, spans[layer.kind_and_group], rotations[layer.rope], keys, values)
+            where = spans[layer.kind_and_group], rotations[layer.rope], keys, values
+            if layer is self._layers[-1] and not is_whole:
+                layer.project(x, *where)
+                break
+            x = layer.attend(x, *where)
             weights = layer.weights
             scalar = weights.encode_scalar if reading.causal else weights.denoise_scalar
             x = layer.feed_forward(x, scalar)

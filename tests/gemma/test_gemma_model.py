@@ -209,6 +209,30 @@ def test_a_prompt_read_in_chunks(diffusion: Pair, chunks: list[int], spare: int 
     same_cache(native, cache, 0, past)
 
 
+@pytest.mark.parametrize("spare", [None, 3])
+def test_reading_leaves_the_cache_that_encoding_leaves(diffusion: Pair, spare: int | None) -> None:
+    native, lengths = diffusion.native, [3, 30, 1, 12]
+    prompts = [tokens(length, seed) for seed, length in enumerate(lengths)]
+    padded = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
+    encoded, only_read = native.new_cache(4, 50, spare), native.new_cache(4, 50, spare)
+    native.encode(padded, lengths, encoded, range(4))
+    native.read(padded, lengths, only_read, range(4))
+    assert torch.equal(only_read.lengths, encoded.lengths)
+    for part in ("keys", "values"):
+        for one, other in zip(getattr(only_read, part), getattr(encoded, part), strict=True):
+            assert torch.equal(one[:, :-1], other[:, :-1])
+
+
+def test_no_soft_embedding_is_one_of_zeros(diffusion: Pair) -> None:
+    native, prompt, canvas = diffusion.native, tokens(9), tokens(CANVAS, 7)[None]
+    cache = native.new_cache(1, 50)
+    read(native, cache, prompt)
+    zeros = torch.zeros(1, CANVAS, native.config.hidden_size)
+    assert torch.equal(
+        native.denoise(canvas, None, cache, [0]), native.denoise(canvas, zeros, cache, [0])
+    )
+
+
 @pytest.mark.parametrize("length", [5, 13, 40])
 def test_causal_models(causal: Pair, length: int) -> None:
     native, prompt = causal.native, tokens(length)

@@ -8,10 +8,11 @@ from hybrid.kernels.attention import attention_torch
 
 @pytest.mark.parametrize("heads", [(1, 1), (4, 1), (4, 2), (6, 3), (5, 5)])
 @pytest.mark.parametrize("tokens", [1, 7])
+@pytest.mark.parametrize("keys", [11, 200])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_definition(heads: tuple[int, int], tokens: int, masked: bool) -> None:
+def test_the_definition(heads: tuple[int, int], tokens: int, keys: int, masked: bool) -> None:
     num_heads, num_key_value_heads = heads
-    rows, keys, head_dim, group = 2, 11, 8, num_heads // num_key_value_heads
+    rows, head_dim, group = 2, 8, num_heads // num_key_value_heads
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(rows, tokens, num_heads, head_dim, generator=generator)
     key = torch.randn(rows, keys, num_key_value_heads, head_dim, generator=generator)
