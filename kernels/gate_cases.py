@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from hybrid.kernels.attention import cached_attention
+from hybrid.kernels.norms import attention_residual, feed_forward_residual, rms_norm
+from hybrid.kernels.route import route
 
 HIDDEN, CANVAS, CONTEXT, WINDOW = 2816, 256, 4096, 1024
+EXPERTS, TOP_K = 128, 8
 META = torch.device("meta")
 # What a product must come out as: warp-group instructions on Hopper, those of the tensor core's own
 # memory on the B200, warp instructions on the RTX 5090.
@@ -45,7 +48,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 def cases() -> list[Case]:
     """Every case, in the order of a step."""
-    return [*_attention_cases()]
+    return [*_attention_cases(), *_row_cases()]
 
 
 def _attention_cases() -> list[Case]:
@@ -88,3 +91,16 @@ def _attend(rows: int, tokens: int, is_sliding: bool, causal: bool) -> object:
         causal,
         CONTEXT + CANVAS,
     )
+
+
+def _row_cases() -> list[Case]:
+    x, norm, hidden = meta(CANVAS, HIDDEN), meta(HIDDEN), (CANVAS, HIDDEN)
+    mixed, router = meta(CANVAS, TOP_K, HIDDEN), meta(EXPERTS, HIDDEN)
+    scale = meta(EXPERTS, dtype=torch.float32)
+    after = partial(feed_forward_residual, x, x, mixed, norm, norm, norm, 0.5, norm, 1e-6)
+    return [
+        Case("norm", partial(rms_norm, meta(*hidden), norm, 1e-6)),
+        Case("attention residual", partial(attention_residual, x, x, norm, norm, norm, 1e-6)),
+        Case("feed-forward residual", after),
+        Case("route", partial(route, x, norm, router, scale, TOP_K, 1e-6), ("choose",), NARROW),
+    ]

@@ -20,7 +20,7 @@ from hybrid.kernels.gated import gelu_gate_torch
 from hybrid.kernels.mixture import mixture_torch
 from hybrid.kernels.norms import add_rms_norm_torch, rms_norm_torch
 from hybrid.kernels.rope import rotate_torch
-from hybrid.kernels.route import route_dense_torch, route_torch
+from hybrid.kernels.route import choose_experts_torch, route_dense_torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,6 @@ class Layer:
             hidden = hidden.view(*shares.shape, -1) * shares[..., None]
             return linear(hidden.flatten(-2), weights.down)
         flat = normed.flatten(0, 1)
-        experts, shares = route_torch(router_logits.flatten(0, 1), config.top_k_experts)
+        experts, shares = choose_experts_torch(router_logits.flatten(0, 1), config.top_k_experts)
         mixed = mixture_torch(flat, experts, shares, weights.gate_up, weights.down)
         return mixed.view(normed.shape)
