@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hybrid.drafters.noise import Draw, Noise
 from hybrid.drafters.template import Template
-from hybrid.kernels.accept import accept_torch
+from hybrid.kernels.accept import within_bound_torch
 from hybrid.kernels.largest import largest_torch
 from hybrid.protocols import DraftJob, Votes
 
@@ -221,7 +221,8 @@ def step(model: DenoisingModel, cache: Any, noise: Noise, rows: Sequence[Row]) -
     mean_entropy = entropy.mean(-1)
     if any(row.is_blank is not None for row in rows):
         mean_entropy = _impose(rows, p, entropy, best_ids)
-    accepted = accept_torch(entropy, _column([row.job.params.entropy_bound for row in rows], p))
+    bounds = _column([row.job.params.entropy_bound for row in rows], p)
+    accepted = within_bound_torch(entropy, bounds)
     for index, (row, mean) in enumerate(zip(rows, mean_entropy.tolist(), strict=True)):
         row.take_step(best_ids[index], entropy[index], accepted[index], mean)
     going = [index for index, row in enumerate(rows) if row.goes_on]

@@ -42,7 +42,7 @@ class CounterNoise:
 
     def tokens(self, draws: Sequence[Draw], positions: int, vocabulary: int) -> Tensor:
         """See `Noise.tokens`."""
-        return random_tokens_torch(self._keys(draws, positions, purpose=0), vocabulary)
+        return random_tokens_torch(self._keys(draws, positions, purpose=0), vocabulary).long()
 
     def sample(self, draws: Sequence[Draw], probabilities: Tensor, wanted: Tensor) -> Tensor:
         """An exact sample of each; see `hybrid.kernels.race`."""

@@ -62,14 +62,37 @@ def row_key(seed: int, canvas: int, step: int, purpose: int) -> int:
     return key
 
 
+def draw_keys(seeds: Tensor, canvas: Tensor, step: Tensor, purpose: int, positions: int) -> Tensor:
+    """int32 [R, C] keys of `positions` positions in the rows of a draw: `row_key`, then position.
+
+    ``seeds`` int32 [R, 2] holds the low and the high word; ``canvas`` and ``step`` int32 [R].
+    """
+    return draw_keys_torch(seeds, canvas, step, purpose, positions)
+
+
+def draw_keys_torch(
+    seeds: Tensor, canvas: Tensor, step: Tensor, purpose: int, positions: int
+) -> Tensor:
+    """As `draw_keys`."""
+    keys = mix_torch(seeds[:, 0] ^ _signed(GOLDEN))
+    for part in (seeds[:, 1], canvas, step, torch.full_like(step, purpose)):
+        keys = mix_torch(keys ^ part * _signed(GOLDEN))
+    return position_keys_torch(keys, positions)
+
+
 def position_keys_torch(row_keys: Tensor, positions: int) -> Tensor:
     """int32 [R, C] keys of `positions` positions in rows with int32 keys [R]."""
     return mix_torch(row_keys[:, None] ^ _counters(positions, row_keys.device))
 
 
+def random_tokens(keys: Tensor, vocabulary: int) -> Tensor:
+    """Uniform token ids, int32 of the keys' shape: the high word of ``key * vocabulary``."""
+    return random_tokens_torch(keys, vocabulary)
+
+
 def random_tokens_torch(keys: Tensor, vocabulary: int) -> Tensor:
-    """Uniform token ids, int64 of the keys' shape: the high word of ``key * vocabulary``."""
-    return (keys.long() & _MASK) * vocabulary >> 32
+    """As `random_tokens`."""
+    return ((keys.long() & _MASK) * vocabulary >> 32).int()
 
 
 def exponential_torch(keys: Tensor, vocabulary: int) -> Tensor:

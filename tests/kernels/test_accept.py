@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybrid.kernels.accept import accept_torch
+from hybrid.kernels.accept import within_bound_torch
 
 # Multiples of 1/64 nat add up without rounding in float32, so that every comparison is exact.
 EXACT_ENTROPY = st.integers(0, 64 * 12).map(lambda count: count / 64)
@@ -20,7 +20,7 @@ EXACT_ROWS = st.integers(1, 40).flatmap(
 
 
 def accept(entropy: list[float], bound: float) -> list[bool]:
-    accepted: list[bool] = accept_torch(torch.tensor([entropy]), torch.tensor([[bound]]))[
+    accepted: list[bool] = within_bound_torch(torch.tensor([entropy]), torch.tensor([[bound]]))[
         0
     ].tolist()
     return accepted
@@ -41,7 +41,7 @@ def test_every_row_keeps_what_the_definition_keeps(
     rows: list[list[float]], data: st.DataObject
 ) -> None:
     bounds = data.draw(st.lists(EXACT_ENTROPY, min_size=len(rows), max_size=len(rows)))
-    accepted = accept_torch(torch.tensor(rows), torch.tensor(bounds)[:, None])
+    accepted = within_bound_torch(torch.tensor(rows), torch.tensor(bounds)[:, None])
     assert accepted.dtype == torch.bool
     for row, bound, kept in zip(rows, bounds, accepted.tolist(), strict=True):
         expected = accept_exactly(row, bound)
@@ -58,7 +58,7 @@ def test_float32_keeps_what_float64_keeps_except_at_the_bound(seed: int) -> None
     generator = torch.Generator().manual_seed(seed)
     entropy = torch.rand(64, 256, generator=generator).pow(8) * 4
     bound = torch.rand(64, 1, generator=generator) * 6
-    accepted = accept_torch(entropy, bound)
+    accepted = within_bound_torch(entropy, bound)
     wide, order = entropy.double().sort(dim=-1)
     before = torch.zeros_like(wide).scatter(-1, order, wide.cumsum(-1) - wide)
     is_clear = (before - bound).abs() > 1e-4

@@ -11,7 +11,7 @@ def test_logits_are_capped_in_float32(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     hidden = (torch.randn(2, 3, 16, generator=generator) * 9).to(dtype)
     embedding = torch.randn(50, 16, generator=generator).to(dtype)
-    raw = (hidden @ embedding.T).float()
+    raw = hidden.float() @ embedding.float().T
     logits = head_torch(hidden, embedding, 30.0)
     assert logits.dtype == torch.float32
     assert logits.abs().max() <= 30

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hybrid.kernels.noise import (
+    draw_keys_torch,
     gumbel_torch,
     mix,
     mix_torch,
@@ -97,6 +98,15 @@ def test_every_part_of_a_key_matters(seed: int, canvas: int, step: int, purpose:
     assert key not in others  # each step of the mixing is a bijection of the part that differs
 
 
+@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), WORDS, WORDS), min_size=1, max_size=9))
+def test_drawn_keys_are_row_keys_at_positions(draws: list[tuple[int, int, int]]) -> None:
+    seeds = as_int32([word for seed, _, _ in draws for word in (seed & 2**32 - 1, seed >> 32)])
+    canvas, step = (as_int32([draw[part] for draw in draws]) for part in (1, 2))
+    keys = draw_keys_torch(seeds.view(-1, 2), canvas, step, 1, 5)
+    expected = as_int32([row_key(*draw, purpose=1) for draw in draws])
+    assert torch.equal(keys, position_keys_torch(expected, 5))
+
+
 def test_nearby_keys_do_not_collide() -> None:
     keys = {
         row_key(seed, canvas, step, purpose)
@@ -126,7 +136,7 @@ def test_a_row_has_its_numbers_in_any_company() -> None:
 @pytest.mark.parametrize("vocabulary", [2, 61, 761, 262_144])
 def test_tokens_are_uniform(vocabulary: int) -> None:
     tokens = random_tokens_torch(keys_of(range(2000), 256), vocabulary)
-    assert tokens.dtype == torch.int64
+    assert tokens.dtype == torch.int32
     assert 0 <= tokens.min() <= tokens.max() < vocabulary
     bins = min(vocabulary, 761)
     assert_uniform((tokens * bins // vocabulary).flatten().bincount(minlength=bins))

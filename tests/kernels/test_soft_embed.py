@@ -1,0 +1,60 @@
+"""Expected embeddings: probabilities of rounded logits, fixed tokens, tiles without weight."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from hybrid.kernels.head import VOCABULARY_TILE, head_sample_torch
+from hybrid.kernels.soft_embed import soft_embed_torch
+
+VOCABULARY = 2 * VOCABULARY_TILE + 5
+FREE = torch.full((3,), -1, dtype=torch.int32)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_it_is_the_expectation(dtype: torch.dtype) -> None:
+    logits, embedding = drawn(3, VOCABULARY) * 3, drawn(VOCABULARY, 7, seed=1)
+    arguments = (logits.to(dtype), logits.logsumexp(-1).float(), embedding.to(dtype), FREE)
+    actual = soft_embed_torch(*arguments, 2.0, None, 0.0)
+    assert actual.dtype == dtype
+    expected = 2 * logits.softmax(-1) @ embedding
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rounded_logits_are_normalised_by_their_own_sum() -> None:
+    logits = (drawn(3, VOCABULARY) * 9).bfloat16()
+    embedding = torch.ones(VOCABULARY, 4, dtype=torch.bfloat16)
+    wrong = logits.float().logsumexp(-1) + 0.1
+    actual = soft_embed_torch(logits, wrong, embedding, FREE, 1.0, None, 0.0)
+    torch.testing.assert_close(actual.float(), torch.ones(3, 4), rtol=2**-7, atol=0)
+
+
+def test_a_fixed_row_is_its_token_whatever_the_logits() -> None:
+    logits, embedding = drawn(3, VOCABULARY), drawn(VOCABULARY, 7, seed=1)
+    fixed = torch.tensor([-1, 0, VOCABULARY - 1], dtype=torch.int32)
+    actual = soft_embed_torch(logits, logits.logsumexp(-1), embedding, fixed, 3.0, None, 0.0)
+    torch.testing.assert_close(actual[1:], 3 * embedding[[0, -1]])
+    free = soft_embed_torch(logits, logits.logsumexp(-1), embedding, FREE, 3.0, None, 0.0)
+    assert torch.equal(actual[0], free[0])
+
+
+def test_a_tile_without_weight_counts_as_zero_for_its_row_alone() -> None:
+    hidden, embedding = torch.eye(3, dtype=torch.float64), drawn(VOCABULARY, 3)
+    embedding[:VOCABULARY_TILE, 0] -= 20
+    embedding[-5:, 1] -= 20
+    keys = torch.zeros(3, dtype=torch.int32)
+    sampled = head_sample_torch(hidden, embedding, None, torch.ones(3), keys, None)
+    arguments = (sampled.logits, sampled.log_sum_exp, embedding, FREE, 1.0, sampled.tile_largest)
+    logits = sampled.logits.clone()
+    logits[0, :VOCABULARY_TILE] = -torch.inf
+    logits[1, -5:] = -torch.inf
+    torch.testing.assert_close(
+        soft_embed_torch(*arguments, 1e-5), logits.softmax(-1) @ embedding, rtol=1e-6, atol=1e-6
+    )
+    full = sampled.logits.softmax(-1) @ embedding
+    torch.testing.assert_close(soft_embed_torch(*arguments, 0.0), full, rtol=1e-6, atol=1e-6)
