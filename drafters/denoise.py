@@ -261,8 +261,7 @@ def _go_on(
 ) -> None:
     """Give each row its next canvas: a sample where accepted, and random tokens elsewhere."""
     draws = [row.draw(row.step) for row in rows]
-    next_ids = noise.tokens(draws, p.shape[1], p.shape[2])
-    next_ids.masked_scatter_(accepted, noise.sample(draws, p, accepted))
+    next_ids = noise.renoise(draws, p, accepted)
     soft_embedding = model.soft_embed(p)
     for index, row in enumerate(rows):
         row.go_on(next_ids[index], soft_embedding[index])

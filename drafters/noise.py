@@ -10,6 +10,8 @@ from torch import Tensor
 from hybrid.kernels.noise import position_keys_torch, random_tokens_torch, row_key
 from hybrid.kernels.race import race_torch
 
+_UNIFORM, _SAMPLE = 0, 1  # purposes of a draw
+
 
 @dataclass(frozen=True, slots=True)
 class Draw:
@@ -21,15 +23,15 @@ class Draw:
 
 
 class Noise(Protocol):
-    """Two draws a step. Tests inject their own to repeat another implementation's."""
+    """Where a canvas's tokens come from. Tests inject their own to repeat another's numbers."""
 
     def tokens(self, draws: Sequence[Draw], positions: int, vocabulary: int) -> Tensor:
-        """Uniform token ids, int64 [R, C]."""
+        """Uniform token ids, int64 [R, C], to begin a canvas with."""
         ...
 
-    def sample(self, draws: Sequence[Draw], probabilities: Tensor, wanted: Tensor) -> Tensor:
-        """Token ids, int64 [N], of those distributions in ``probabilities`` [R, C, V] that are
-        ``wanted``, bool [R, C] with N true, in order.
+    def renoise(self, draws: Sequence[Draw], probabilities: Tensor, accepted: Tensor) -> Tensor:
+        """The next canvas, int64 [R, C]: where ``accepted``, bool [R, C], a sample of its
+        distribution in ``probabilities`` [R, C, V], elsewhere a uniform token id.
         """
         ...
 
@@ -42,14 +44,22 @@ class CounterNoise:
 
     def tokens(self, draws: Sequence[Draw], positions: int, vocabulary: int) -> Tensor:
         """See `Noise.tokens`."""
-        return random_tokens_torch(self._keys(draws, positions, purpose=0), vocabulary).long()
+        return random_tokens_torch(self._keys(draws, positions, _UNIFORM), vocabulary).long()
 
-    def sample(self, draws: Sequence[Draw], probabilities: Tensor, wanted: Tensor) -> Tensor:
-        """An exact sample of each; see `hybrid.kernels.race`."""
-        keys = self._keys(draws, wanted.shape[1], purpose=1)
-        return race_torch(keys.flatten(), probabilities.flatten(0, 1), wanted.flatten())
+    def renoise(self, draws: Sequence[Draw], probabilities: Tensor, accepted: Tensor) -> Tensor:
+        """See `Noise.renoise`; samples are exact, as `hybrid.kernels.race` says."""
+        rows, positions, vocabulary = probabilities.shape
+        keys = self._keys(draws, positions, _UNIFORM, _SAMPLE)
+        token_ids = random_tokens_torch(keys[:rows], vocabulary).long()
+        samples = race_torch(keys[rows:].flatten(), probabilities.flatten(0, 1), accepted.flatten())
+        return token_ids.masked_scatter_(accepted, samples)
 
-    def _keys(self, draws: Sequence[Draw], positions: int, purpose: int) -> Tensor:
-        keys = [row_key(draw.seed, draw.canvas, draw.step, purpose) for draw in draws]
+    def _keys(self, draws: Sequence[Draw], positions: int, *purposes: int) -> Tensor:
+        """int32 [purposes * R, C]: all rows for one purpose, then all for the next."""
+        keys = [
+            row_key(draw.seed, draw.canvas, draw.step, purpose)
+            for purpose in purposes
+            for draw in draws
+        ]
         signed = torch.tensor(keys, device=self._device).to(torch.int32)
         return position_keys_torch(signed, positions)

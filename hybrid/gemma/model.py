@@ -25,10 +25,14 @@ from hybrid.kernels.norms import rms_norm_torch
 from hybrid.kernels.rope import frequencies_torch, rotation_torch
 
 Rows = Sequence[int] | Tensor
+_Rope = tuple[int, float, float]  # head dimension, theta, rotary fraction
 
 
 class GemmaModel:
-    """Weights and geometry; holds no state between calls. Call it under `torch.inference_mode`."""
+    """Weights and geometry; keeps nothing between calls but tables of positions.
+
+    Call it under `torch.inference_mode`.
+    """
 
     def __init__(self, config: GemmaConfig, weights: GemmaWeights) -> None:
         self.config = config
@@ -39,7 +43,8 @@ class GemmaModel:
             for layer, layer_weights in zip(config.layers, weights.layers, strict=True)
         ]
         self._ropes = {layer.rope for layer in self._layers}
-        self._rotations: dict[tuple[int, float, float], Rotation] = {}
+        self._tables: dict[_Rope, Rotation] = {}
+        self._latest: tuple[Reading, dict[_Rope, Rotation]] | None = None
         # The published models round the scale to the weights' dtype.
         scale = torch.tensor(math.sqrt(config.hidden_size), dtype=self.dtype).item()
         self._embedding_scale = constant(scale, self.device)
@@ -138,7 +143,7 @@ class GemmaModel:
     def _run(self, x: Tensor, reading: Reading, cache: Cache, is_whole: bool = True) -> Tensor:
         """``x`` [R, T, H] through all layers, or up to the last layer's keys and values."""
         spans = cache.spans(reading)
-        rotations = {rope: self._rotation(rope, reading) for rope in self._ropes}
+        rotations = self._rotations(reading)
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
             where = spans[layer.kind_and_group], rotations[layer.rope], keys, values
             if layer is self._layers[-1] and not is_whole:
@@ -150,7 +155,15 @@ class GemmaModel:
             x = layer.feed_forward(x, scalar)
         return x
 
-    def _rotation(self, rope: tuple[int, float, float], reading: Reading) -> Rotation:
+    def _rotations(self, reading: Reading) -> dict[_Rope, Rotation]:
+        """The pass's rotations, kept for the next one: a canvas stays where it is step by step."""
+        latest = self._latest
+        if latest is None or latest[0] != reading:
+            latest = reading, {rope: self._rotation(rope, reading) for rope in self._ropes}
+            self._latest = latest
+        return latest[1]
+
+    def _rotation(self, rope: _Rope, reading: Reading) -> Rotation:
         table = self._rotation_table(rope, max(reading.starts) + reading.tokens)
         if reading.start is not None:
             here = slice(reading.start, reading.start + reading.tokens)
@@ -159,15 +172,15 @@ class GemmaModel:
         positions = starts + torch.arange(reading.tokens, device=self.device)
         return Rotation(table.cosine[positions], table.signed_sine[positions])
 
-    def _rotation_table(self, rope: tuple[int, float, float], length: int) -> Rotation:
+    def _rotation_table(self, rope: _Rope, length: int) -> Rotation:
         """Cosine and signed sine [P, 1, D] of positions up to at least `length`."""
-        table = self._rotations.get(rope)
+        table = self._tables.get(rope)
         if table is None or len(table.cosine) < length:
             positions = torch.arange(2 ** math.ceil(math.log2(max(length, 256))))
             pair = rotation_torch(positions, frequencies_torch(*rope))
             with torch.inference_mode(False):
                 table = Rotation(*(part[:, None].to(self.device, self.dtype) for part in pair))
-            self._rotations[rope] = table
+            self._tables[rope] = table
         return table
 
 

@@ -52,12 +52,12 @@ class ScriptedNoise:
     draws: list[Draw] = field(default_factory=list)
 
     def tokens(self, draws: Sequence[Draw], positions: int, vocabulary: int) -> Tensor:
-        self.draws += draws
-        return torch.full((len(draws), positions), RANDOM)
+        raise AssertionError("a denoising step begins no canvas")
 
-    def sample(self, draws: Sequence[Draw], probabilities: Tensor, wanted: Tensor) -> Tensor:
+    def renoise(self, draws: Sequence[Draw], probabilities: Tensor, accepted: Tensor) -> Tensor:
         torch.testing.assert_close(probabilities.sum(-1), torch.ones(len(draws), CANVAS))
-        return torch.full((int(wanted.sum()),), SAMPLED)
+        self.draws += draws
+        return torch.where(accepted, SAMPLED, RANDOM)
 
 
 def make_row(seed: int = 0, template: Template | None = None, **params: Any) -> Row:

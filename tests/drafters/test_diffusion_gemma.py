@@ -70,7 +70,7 @@ class Replay:
         self.is_in_step = True
         self.steps[-1] += 1
         everywhere = torch.ones(1, len(probabilities), dtype=torch.bool)
-        return self.noise.sample([self.draw()], probabilities[None], everywhere)[:, None]
+        return self.noise.renoise([self.draw()], probabilities[None], everywhere)[0][:, None]
 
     def draw(self) -> Draw:
         return Draw(self.seed, canvas=len(self.steps) - 1, step=self.steps[-1])
