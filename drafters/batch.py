@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hybrid.drafters.denoise import DenoisingModel, HostDenoiser, Row
+from hybrid.drafters.denoise import DenoisingModel, Row
+from hybrid.drafters.device import denoiser_of
 from hybrid.drafters.noise import Draw, Noise
 from hybrid.drafters.template import Template
 from hybrid.gemma.config import GemmaConfig
@@ -37,6 +38,8 @@ class CachingModel(DenoisingModel, Protocol):
     def clear_row(self, cache: Any, row: int) -> None: ...
 
     def read(self, token_ids: Tensor, lengths: Any, cache: Any, rows: Any) -> None: ...
+
+    def score(self, hidden: Tensor, token_ids: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class DraftBatch:
     ) -> None:
         self._model, self._tokenizer, self._noise = model, tokenizer, noise
         self._cache = model.new_cache(slots, capacity)
-        self._denoiser = HostDenoiser(model, self._cache, noise)
+        self._denoiser = denoiser_of(model, self._cache, noise, slots)
         self._free = list(range(slots - 1, -1, -1))
         self._rows: dict[int, _Work] = {}
         self._step_s = 0.0  # of all rows, the last time
@@ -159,10 +162,13 @@ class DraftBatch:
         lengths = [len(ids) for ids in token_ids]
         padded = [[*ids, *[0] * (max(lengths) - len(ids))] for ids in token_ids]
         ids = torch.tensor(padded, device=self._model.device)
-        if not any(job.self_score for job in jobs):
+        hidden = torch.empty(len(rows), 0, self._model.config.hidden_size)
+        if any(job.self_score for job in jobs):
+            hidden = self._model.encode(ids, lengths, self._cache, rows)
+        else:
             self._model.read(ids, lengths, self._cache, rows)
-            return [torch.empty(0, self._model.config.hidden_size)] * len(jobs)
-        hidden = self._model.encode(ids, lengths, self._cache, rows)
+        if ids.is_cuda:  # else the first step would be timed with it
+            torch.cuda.current_stream(ids.device).synchronize()
         return [states[:length] for states, length in zip(hidden, lengths, strict=True)]
 
     def _random_canvases(self, draws: Sequence[Draw]) -> Tensor:
@@ -253,8 +259,8 @@ class DraftBatch:
 
     def _score(self, hidden: Tensor, token_ids: list[int]) -> list[float]:
         """Log-probabilities of tokens under the hidden states [T, H] before each of them."""
-        log_p = self._model.logits(hidden).log_softmax(-1)
-        scores: list[float] = log_p[range(len(token_ids)), token_ids].tolist()
+        ids = torch.tensor(token_ids, device=hidden.device)
+        scores: list[float] = self._model.score(hidden, ids).tolist()
         return scores
 
     def _result(self, work: "_Work", reason: FinishReason) -> Draft:

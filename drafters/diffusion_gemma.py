@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+import torch
+
 from hybrid.drafters.batch import Assignment, CachingModel, DraftBatch
 from hybrid.drafters.noise import CounterNoise, Noise
 from hybrid.drafters.template import Template, parse_template
+from hybrid.engine.load import load_fastest
+from hybrid.engine.model import EngineModel
 from hybrid.errors import CheckpointError, RequestError
 from hybrid.gemma.fields import Fields
-from hybrid.gemma.model import load_model
 from hybrid.gemma.threads import SMALL_HIDDEN_SIZE
 from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.protocols import DraftJob
@@ -33,12 +36,16 @@ class DiffusionGemmaDrafter:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.default_params = default_params or DraftParams()
-        self._noise = noise or CounterNoise(model.device)
+        on_host = isinstance(model, EngineModel)  # whose canvases only begin with these numbers
+        self._noise = noise or CounterNoise(torch.device("cpu") if on_host else model.device)
 
     @classmethod
-    def from_directory(cls, path: str | Path, device: str = "cpu") -> Self:
-        """The drafter in a model folder; raises CheckpointError."""
-        model = load_model(path, device=device)
+    def from_directory(cls, path: str | Path, device: str = "auto") -> Self:
+        """The drafter in a model folder, on a device as `load_fastest` understands it.
+
+        Raises CheckpointError and CapabilityError.
+        """
+        model = load_fastest(path, device)
         if not model.config.canvas_length:
             raise CheckpointError(str(path), "not a drafter: the model has no canvas")
         tokenizer = ChatTokenizer.from_directory(path)

@@ -22,7 +22,7 @@ class HuggingFaceDrafter(DiffusionGemmaDrafter):
     """`DiffusionGemmaDrafter` on transformers' forward passes."""
 
     @classmethod
-    def from_directory(cls, path: str | Path, device: str = "cpu") -> Self:
+    def from_directory(cls, path: str | Path, device: str = "auto") -> Self:
         """The drafter in a model folder; raises CheckpointError."""
         config = GemmaConfig.from_directory(path)
         if not config.canvas_length:
@@ -106,6 +106,10 @@ class TransformersModel:
         logits: Tensor = self._model.lm_head(hidden).float()
         softcap = self.config.final_logit_softcapping
         return torch.tanh(logits / softcap) * softcap if softcap else logits
+
+    def score(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
+        """See `GemmaModel.score`."""
+        return self.logits(hidden).log_softmax(-1).gather(1, token_ids[:, None])[:, 0]
 
     def soft_embed(self, probabilities: Tensor) -> Tensor:
         """See `GemmaModel.soft_embed`."""

@@ -37,6 +37,8 @@ class ModelChoice(Protocol):
     def backend(self) -> str: ...
     @property
     def model(self) -> str: ...
+    @property
+    def device(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,9 @@ def _load(
     except ModuleNotFoundError as error:
         hint = f"backend {choice.backend} needs {error.name}: pip install 'hybrid-gemma[remote]'"
         raise BackendError("load", hint) from None
-    return kind.connect(folder, choice) if is_remote else kind.from_directory(folder)
+    if is_remote:
+        return kind.connect(folder, choice)
+    return kind.from_directory(folder, choice.device)
 
 
 def _compare(

@@ -140,6 +140,12 @@ class ModelSection(Section):
         min_length=1,
         description="embedded, a folder, or a name on the Hugging Face hub.",
     )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto (a GPU, where there is one and the model is not small), cpu, cuda, "
+        "cuda:1.",
+    )
 
 
 class RefinerModelSection(ModelSection):

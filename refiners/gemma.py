@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hybrid.deadline import Deadline
+from hybrid.engine.load import load_fastest
 from hybrid.errors import RequestError
-from hybrid.gemma.model import load_model
 from hybrid.gemma.threads import Threads
 from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.kernels.noise import gumbel_torch, position_keys_torch, row_key
@@ -43,9 +43,12 @@ class GemmaRefiner:
         self.model, self.tokenizer = model, tokenizer
 
     @classmethod
-    def from_directory(cls, path: str | Path, device: str = "cpu") -> Self:
-        """The refiner in a model folder; raises CheckpointError."""
-        return cls(load_model(path, device=device), ChatTokenizer.from_directory(path))
+    def from_directory(cls, path: str | Path, device: str = "auto") -> Self:
+        """The refiner in a model folder, on a device as `load_fastest` understands it.
+
+        Raises CheckpointError and CapabilityError.
+        """
+        return cls(load_fastest(path, device), ChatTokenizer.from_directory(path))
 
     @property
     def vocabulary(self) -> Mapping[str, int]:

@@ -17,7 +17,7 @@ from hybrid.errors import CheckpointError
 from hybrid.gemma.config import read_end_token_ids
 from hybrid.gemma.fields import Fields
 from hybrid.gemma.tokenizer import ChatTokenizer
-from hybrid.gemma.twin import CLASSES, load_twin
+from hybrid.gemma.twin import CLASSES, load_twin, placement
 from hybrid.refiners.gemma import GemmaRefiner
 
 _FAMILY = "Gemma4"
@@ -27,7 +27,7 @@ class HuggingFaceRefiner(GemmaRefiner):
     """`GemmaRefiner` on transformers' forward passes."""
 
     @classmethod
-    def from_directory(cls, path: str | Path, device: str = "cpu") -> Self:
+    def from_directory(cls, path: str | Path, device: str = "auto") -> Self:
         """The refiner in a model folder; raises CheckpointError."""
         model = TransformersCausal(_load(Path(path), device), read_end_token_ids(path))
         return cls(model, ChatTokenizer.from_directory(path))
@@ -98,5 +98,6 @@ def _load(folder: Path, device: str) -> Any:
     if not name.startswith(_FAMILY) or not hasattr(transformers, name):
         expected = "a Gemma 4 that transformers knows, such as Gemma4ForConditionalGeneration"
         raise CheckpointError(str(folder), f"architecture {name!r}: expected {expected}")
-    model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32)
+    device, dtype = placement(device)
+    model = getattr(transformers, name).from_pretrained(folder, dtype=dtype)
     return model.to(device).eval()

@@ -20,6 +20,7 @@ from hybrid.types import DraftParams, Request
 class Choice:
     backend: str = "native"
     model: str = "embedded"
+    device: str = "auto"
 
 
 def answer(models: Models) -> tuple[int, ...]:

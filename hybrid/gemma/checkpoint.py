@@ -34,6 +34,16 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
+    @property
+    def names(self) -> list[str]:
+        """All tensors, in the order of the files."""
+        return [*self._files]
+
+    def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Stored type, as safetensors calls it, and shape of a tensor; reads its header only."""
+        header = self._shards[self._files[name]].get_slice(name)
+        return header.get_dtype(), tuple(header.get_shape())
+
     def file(self, name: str) -> str:
         """The file that holds, or should hold, the tensor."""
         return str(self._files.get(name, self.directory / self._expected))
@@ -44,7 +54,7 @@ class Checkpoint:
 
     def holds_bytes(self, name: str) -> bool:
         """Whether the tensor exists and is stored as uint8."""
-        return name in self and self._shards[self._files[name]].get_slice(name).get_dtype() == "U8"
+        return name in self and self.describe(name)[0] == "U8"
 
     def read(
         self,

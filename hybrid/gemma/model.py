@@ -123,6 +123,11 @@ class GemmaModel:
         """Logits [..., V] of hidden states [..., H], float32, softly capped."""
         return head_torch(hidden, self.weights.embedding, self.config.final_logit_softcapping)
 
+    def score(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
+        """Log-probabilities [T] of ``token_ids`` [T] under hidden states [T, H]."""
+        log_p = self.logits(hidden).log_softmax(-1)
+        return log_p.gather(1, token_ids[:, None])[:, 0]
+
     def soft_embed(self, probabilities: Tensor) -> Tensor:
         """The expected embedding [R, C, H] of ``probabilities`` [R, C, V]."""
         return (probabilities.to(self.dtype) @ self.weights.embedding).mul_(self._embedding_scale)

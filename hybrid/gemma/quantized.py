@@ -6,6 +6,7 @@ activations that both also store serve 4-bit arithmetic and are left out.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +40,30 @@ def read_convention(directory: Path) -> Convention:
     return "compressed-tensors"
 
 
+@dataclass(frozen=True, slots=True)
+class StoredMatrix:
+    """An NVFP4 matrix [N, K] as its file has it.
+
+    ``packed`` uint8 [N, K/2], ``scales`` float8_e4m3fn [N, K/16], and what multiplies every number,
+    or divides it where `divides`: a positive float32.
+    """
+
+    packed: Tensor
+    scales: Tensor
+    outer: Tensor
+    divides: bool
+
+    @property
+    def factor(self) -> float:
+        """What multiplies every number."""
+        return 1 / self.outer.item() if self.divides else self.outer.item()
+
+    def decoded(self) -> Tensor:
+        """The matrix in float32."""
+        plain = dequantize_torch(self.packed, self.scales, torch.ones(()))
+        return plain / self.outer if self.divides else plain * self.outer
+
+
 class MatrixReader:
     """Reads a checkpoint's matrices in float32 or their stored float dtype, quantised or not."""
 
@@ -56,27 +81,26 @@ class MatrixReader:
 
     def read(self, name: str, shape: Sequence[int]) -> Tensor:
         """The matrix [N, K] of the linear layer `name` (without `.weight`)."""
-        if not self.is_quantized(name):
-            return self._checkpoint.read(f"{name}.weight", shape, FLOATS)
-        if self._convention == "modelopt":
-            return self._decode(f"{name}.weight", f"{name}.weight_scale", shape) * self._factor(
-                f"{name}.weight_scale_2"
-            )
-        return self._decode(f"{name}.weight_packed", f"{name}.weight_scale", shape) / self._factor(
-            f"{name}.weight_global_scale"
-        )
+        if self.is_quantized(name):
+            return self.stored(name, shape).decoded()
+        return self._checkpoint.read(f"{name}.weight", shape, FLOATS)
 
-    def _decode(self, packed_name: str, scale_name: str, shape: Sequence[int]) -> Tensor:
+    def stored(self, name: str, shape: Sequence[int]) -> StoredMatrix:
+        """The quantised matrix [N, K] of the linear layer `name` as it is stored."""
+        divides = self._convention == "compressed-tensors"
+        packed_name = f"{name}.weight_packed" if divides else f"{name}.weight"
+        scale_name = f"{name}.weight_scale"
         rows, columns = shape
         if columns % BLOCK:
             raise self._checkpoint.error(
                 packed_name, f"NVFP4 needs a multiple of {BLOCK} columns, not {columns}"
             )
         packed = self._checkpoint.read(packed_name, (rows, columns // 2), (torch.uint8,))
-        scale = self._checkpoint.read(scale_name, (rows, columns // BLOCK), (torch.float8_e4m3fn,))
-        if scale.float().isnan().any():
+        scales = self._checkpoint.read(scale_name, (rows, columns // BLOCK), (torch.float8_e4m3fn,))
+        if ((scales.view(torch.uint8) & 127) == 127).any():
             raise self._checkpoint.error(scale_name, "holds NaN")
-        return dequantize_torch(packed, scale, torch.ones(()))
+        outer = "weight_global_scale" if divides else "weight_scale_2"
+        return StoredMatrix(packed, scales, self._factor(f"{name}.{outer}"), divides)
 
     def _factor(self, name: str) -> Tensor:
         factor = self._checkpoint.read(name, dtypes=(torch.float32,))

@@ -19,9 +19,14 @@ CLASSES = ("DiffusionGemmaForBlockDiffusion", "Gemma4ForCausalLM")
 _ENCODER, _DECODER = "model.encoder.language_model.", "model.decoder."
 
 
-def load_twin(path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
-    """The transformers model of a folder, in evaluation mode; raises CheckpointError."""
+def load_twin(path: str | Path, device: str = "cpu") -> Any:
+    """The transformers model of a folder, in evaluation mode; raises CheckpointError.
+
+    `device` as `placement` understands it.
+    """
     import transformers
+
+    device, dtype = placement(device)
 
     folder = Path(path)
     name = next(iter(Fields.read(folder / "config.json").values.get("architectures") or [""]))
@@ -43,6 +48,16 @@ def load_twin(path: str | Path, device: str = "cpu", dtype: torch.dtype = torch.
     finally:
         checkpoint.close()
     return model
+
+
+def placement(device: str) -> tuple[str, torch.dtype]:
+    """Where transformers computes, and in what: float32 on "cpu", bfloat16 on a GPU by its name.
+
+    "auto" is a GPU if there is one.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return device, torch.float32 if device == "cpu" else torch.bfloat16
 
 
 class _Reader:

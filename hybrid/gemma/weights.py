@@ -18,7 +18,12 @@ from hybrid.gemma.quantized import ACTIVATION_SCALES, MatrixReader, read_convent
 
 # Running a few experts on all tokens beats gathering for each: one multiplication instead of many.
 FEW_EXPERTS = 8
-_TOWERS = ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
+# Of other kinds of input; hybrid is about text.
+TOWERS = tuple(
+    f"model.{side}{tower}."
+    for tower in ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
+    for side in ("", "encoder.")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +102,7 @@ def read_weights(
         reader.vector("norm"),
         reader.self_conditioning() if diffusion else None,
     )
-    towers = [f"{side}{tower}." for tower in _TOWERS for side in ("model.", "model.encoder.")]
-    skipped = checkpoint.skip(towers, ACTIVATION_SCALES)
+    skipped = checkpoint.skip(TOWERS, ACTIVATION_SCALES)
     checkpoint.refuse_unread()
     return GemmaWeights(*weights, skipped=skipped)
 

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.drafters.noise import CounterNoise, Draw
 from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import TASKS, evaluation_set
+from hybrid.engine.load import load_engine
+from hybrid.engine.model import EngineModel
 from hybrid.errors import Cancelled, CheckpointError, RequestError
-from hybrid.gemma.model import load_model
+from hybrid.gemma.model import GemmaModel, load_model
 from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.gemma.twin import load_twin
 from hybrid.protocols import DraftJob
@@ -27,9 +30,19 @@ from hybrid.types import Denoised, Draft, DraftParams, Request
 FOLDER = weights_path("drafter")
 
 
+Load = Callable[[Path], GemmaModel | EngineModel]
+
+
+@pytest.fixture(scope="module", params=["cpu", "engine"])
+def load(request: pytest.FixtureRequest) -> Load:
+    """Loads a folder in one of the two stacks, both on the CPU here."""
+    on_cpu = partial(load_engine, device=torch.device("cpu"), dtype=torch.float32)
+    return load_model if request.param == "cpu" else on_cpu
+
+
 @pytest.fixture(scope="module")
-def drafter() -> DiffusionGemmaDrafter:
-    return DiffusionGemmaDrafter.from_directory(FOLDER)
+def drafter(load: Load) -> DiffusionGemmaDrafter:
+    return DiffusionGemmaDrafter(load(FOLDER), ChatTokenizer.from_directory(FOLDER))
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +144,7 @@ def test_generation_equals_transformers_on_the_embedded_pair(
 
 
 def test_ragged_batches_equal_transformers_on_random_models(
-    make_diffusion: Callable[..., tuple[Any, Path]], word_tokenizer: ChatTokenizer
+    make_diffusion: Callable[..., tuple[Any, Path]], word_tokenizer: ChatTokenizer, load: Load
 ) -> None:
     """Several canvases, end tokens inside them, every sampler setting, odd windows."""
     ours, theirs = [], []
@@ -141,7 +154,7 @@ def test_ragged_batches_equal_transformers_on_random_models(
         model, folder = make_diffusion(
             rng.choice((4, 7)), seed, sliding_window=window, num_attention_heads=heads
         )
-        drafter = DiffusionGemmaDrafter(load_model(folder), word_tokenizer)
+        drafter = DiffusionGemmaDrafter(load(folder), word_tokenizer)
         jobs = [
             make_job(
                 " ".join(f"w{rng.randrange(10, 61)}" for _ in range(length)),
@@ -326,7 +339,8 @@ def test_settings_that_mean_nothing_name_their_field(
     assert caught.value.field == field
 
 
-def test_the_folders_own_settings_are_the_default(drafter: DiffusionGemmaDrafter) -> None:
+def test_the_folders_own_settings_are_the_default() -> None:
+    drafter = DiffusionGemmaDrafter.from_directory(FOLDER)
     assert drafter.default_params == DraftParams()
     assert (drafter.canvas_length, drafter.max_context) == (32, 1024)
 

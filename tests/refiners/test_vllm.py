@@ -41,6 +41,7 @@ PROMPT = "sort up: 4 8 1 9 3"
 class Choice:
     url: str
     model: str = "embedded"
+    device: str = "auto"
     served_as: str | None = NAME
     api_key_env: str = "SMALL_KEY"
     timeout: float = 5.0

@@ -1,0 +1,127 @@
+"""How much memory a model takes on a GPU, known from its headers before anything is loaded.
+
+Out of memory in the middle of loading 18 GB is a crash after a minute; the same sum beforehand is a
+sentence with numbers in it.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from hybrid.engine.rooms import RoomSize
+from hybrid.errors import CapabilityError
+from hybrid.gemma.cache import LEAST_SPARE, slots_by_kind
+from hybrid.gemma.checkpoint import Checkpoint
+from hybrid.gemma.config import GemmaConfig
+from hybrid.gemma.quantized import ACTIVATION_SCALES
+from hybrid.gemma.weights import TOWERS
+from hybrid.kernels.nvfp4 import BLOCK, TILE_COLUMNS, TILE_ROWS
+
+USUAL_CONTEXT = 4096
+# What CUDA, Triton's kernels and captured graphs take besides tensors: an allowance, not measured.
+_OVERHEAD = 700_000_000
+_SCALES = ("weight_scale", "weight_scale_2", "weight_global_scale")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes: the model, the keys and values of `rows` rows of `context` tokens, and work."""
+
+    weights: int
+    cache: int
+    work: int
+    rows: int
+    context: int
+
+    @property
+    def total(self) -> int:
+        """All that must be free."""
+        return self.weights + self.cache + self.work
+
+    def __str__(self) -> str:
+        return (
+            f"{_gb(self.weights)} of weights, {_gb(self.cache)} of keys and values ({self.rows} x "
+            f"{self.context} tokens), {_gb(self.work)} to work in: {_gb(self.total)}"
+        )
+
+
+def plan_memory(
+    checkpoint: Checkpoint,
+    config: GemmaConfig,
+    dtype: torch.dtype = torch.bfloat16,
+    rows: int = 1,
+    context: int = USUAL_CONTEXT,
+) -> MemoryPlan:
+    """What the engine needs for so many rows at once; reads headers only."""
+    weights = weight_bytes(checkpoint, dtype)
+    cache = (rows + 1) * row_bytes(config, context, dtype)
+    return MemoryPlan(weights, cache, work_bytes(config, rows, dtype), rows, context)
+
+
+def require_memory(
+    checkpoint: Checkpoint, config: GemmaConfig, device: torch.device, dtype: torch.dtype
+) -> MemoryPlan:
+    """The plan for one row; CapabilityError if it does not fit in what is free on the device."""
+    plan = plan_memory(checkpoint, config, dtype)
+    if device.type == "cuda":
+        free, size = torch.cuda.mem_get_info(device)
+        if plan.total > free:
+            name = f"{device} ({torch.cuda.get_device_name(device)}, {_gb(size)})"
+            missing = f"needs {plan}, and {_gb(free)} are free"
+            raise CapabilityError(f"loading {checkpoint.directory}", name, missing)
+    return plan
+
+
+def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    """Bytes of the weights as `hybrid.engine.weights` lays them out."""
+    total = 0
+    for name in checkpoint.names:
+        if name.startswith(TOWERS) or name.endswith((*ACTIVATION_SCALES, *_SCALES)):
+            continue
+        kind, shape = checkpoint.describe(name)
+        if kind != "U8":
+            total += math.prod(shape) * dtype.itemsize
+        elif ".gate_proj." in name:  # in the same tiles as its up projection
+            total += _packed_bytes(2 * shape[0], 2 * shape[1])
+        elif ".up_proj." not in name:
+            total += _packed_bytes(shape[0], 2 * shape[1])
+    return total
+
+
+def row_bytes(config: GemmaConfig, context: int, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of one row."""
+    spare = max(config.canvas_length, LEAST_SPARE)
+    size = RoomSize(1, context, spare).in_stock()
+    slots = slots_by_kind(config, size.capacity, size.spare)
+    numbers = sum(
+        2 * layer.num_key_value_heads * layer.head_dim * (slots[layer.kind] + 1)
+        for layer in config.layers
+    )
+    return numbers * dtype.itemsize
+
+
+def work_bytes(config: GemmaConfig, rows: int, dtype: torch.dtype) -> int:
+    """Bytes that a denoising step of `rows` canvases works in, with an allowance for CUDA itself.
+
+    The largest parts are the logits, the sums that make soft embeddings, and the experts' rows.
+    """
+    tokens = rows * max(config.canvas_length, LEAST_SPARE)
+    assigned = config.top_k_experts * (config.moe_intermediate_size + config.hidden_size)
+    wide = 8 * config.hidden_size  # float32 sums of the vocabulary's shares
+    numbers = config.vocab_size + assigned + 8 * config.hidden_size
+    return tokens * (numbers * dtype.itemsize + 4 * wide) + _OVERHEAD
+
+
+def _packed_bytes(rows: int, columns: int) -> int:
+    """Codes, scales and factors of an NVFP4 matrix in whole tiles."""
+    padded = _up(rows, TILE_ROWS) * _up(columns, TILE_COLUMNS)
+    return padded // 2 + padded // BLOCK + 4 * rows
+
+
+def _up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+def _gb(number: int) -> str:
+    return f"{number / 1e9:.2f} GB"

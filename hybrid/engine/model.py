@@ -1,0 +1,318 @@
+"""A Gemma 4 text model on packed weights: what `hybrid.gemma.model.GemmaModel` does, for a GPU.
+
+The layers are a dozen fused operations each. Norms are computed where their input is made: the
+residual steps hand every branch its normalised input, so no activation is read twice.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from weakref import WeakKeyDictionary, finalize
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding
+
+from hybrid.engine.passes import Pass, Places, rope_of
+from hybrid.engine.rooms import Rooms, RoomSize
+from hybrid.engine.weights import EngineWeights, FeedForwardWeights, LayerWeights
+from hybrid.errors import CapabilityError
+from hybrid.gemma.cache import LEAST_SPARE, Cache, Reading, whole_numbers
+from hybrid.gemma.config import GemmaConfig
+from hybrid.kernels.attention import cached_attention
+from hybrid.kernels.experts import experts
+from hybrid.kernels.head import head, head_scores
+from hybrid.kernels.linear import linear, linear_gated, linear_heads
+from hybrid.kernels.norms import attention_residual, feed_forward_residual, rms_norm
+from hybrid.kernels.route import route
+from hybrid.kernels.selfcond import condition
+
+_CHUNK = 512  # prompt tokens of all rows in one pass: bounds the working memory
+_DECODED = 16  # passes of up to so many tokens are captured as graphs, and a canvas's
+
+
+class EngineModel:
+    """Weights, geometry and the memory that passes work in. Call it under `inference_mode`.
+
+    On a CPU every operation is its reference, in the weights' dtype.
+    """
+
+    def __init__(self, config: GemmaConfig, weights: EngineWeights) -> None:
+        self.config, self.weights = config, weights
+        self.device, self.dtype = weights.embedding.device, weights.embedding.dtype
+        self._places = Places(config, self.device)
+        self._free: dict[RoomSize, list[Rooms]] = {}
+        self._used: WeakKeyDictionary[Cache, Rooms] = WeakKeyDictionary()
+        # The published models round the scale to the weights' dtype.
+        scale = torch.tensor(math.sqrt(config.hidden_size), dtype=self.dtype)
+        self.embedding_scale: float = scale.item()
+
+    @property
+    def skipped_tensors(self) -> tuple[str, ...]:
+        """Tensors of the checkpoint that were left out, such as the vision tower's."""
+        return self.weights.skipped
+
+    def new_cache(self, batch_size: int, capacity: int, spare: int | None = None) -> Cache:
+        """An empty cache for `batch_size` rows of up to `capacity` tokens.
+
+        `spare` is how many of a row's last tokens `rollback` can always forget. The memory behind
+        it is that of an earlier cache that nobody uses any more, where there is one. Raises
+        CapabilityError if the device has no room for it.
+        """
+        if spare is None:
+            spare = max(self.config.canvas_length, LEAST_SPARE)
+        if min(batch_size, capacity, spare) < 1:
+            raise ValueError(f"{batch_size=}, {capacity=} and {spare=} must all be above zero")
+        size = RoomSize(batch_size, capacity, spare)
+        if self.device.type == "cuda":
+            size = size.in_stock()
+        free = self._free.setdefault(size, [])
+        rooms = free.pop() if free else self._new_rooms(size)
+        cache = rooms.new_cache()
+        self._used[cache] = rooms
+        finalize(cache, free.append, rooms)
+        return cache
+
+    def _new_rooms(self, size: RoomSize) -> Rooms:
+        try:
+            return Rooms(self.config, size, self.device, self.dtype)
+        except torch.OutOfMemoryError:
+            for unused in self._free.values():
+                unused.clear()
+        try:
+            return Rooms(self.config, size, self.device, self.dtype)
+        except torch.OutOfMemoryError as error:
+            what = f"{size.batch_size} rows of {size.capacity} tokens"
+            raise CapabilityError(f"a cache for {what}", str(self.device), str(error)) from None
+
+    def rooms(self, cache: Cache) -> Rooms:
+        """The memory behind a cache."""
+        return self._used[cache]
+
+    def clear_row(self, cache: Cache, row: int) -> None:
+        """Forget all that the row has read."""
+        cache.clear(row)
+
+    def encode(
+        self,
+        token_ids: Tensor,
+        lengths: Sequence[int] | Tensor,
+        cache: Cache,
+        rows: Sequence[int] | Tensor,
+    ) -> Tensor:
+        """Read tokens causally; returns hidden states [R, T, H] after the final norm.
+
+        ``token_ids`` [R, T] is right-padded; the first ``lengths[r]`` tokens are appended to cache
+        row ``rows[r]``, and hidden states beyond them mean nothing.
+        """
+        numbers, remaining = whole_numbers(rows), whole_numbers(lengths)
+        outputs: list[Tensor] = []
+        tokens, done = token_ids.shape[1], 0
+        most = max(_CHUNK // len(numbers), _DECODED, self.config.canvas_length)
+        while done < tokens or not outputs:
+            now = [min(most, length) for length in remaining]
+            reading = cache.reading(numbers, now, min(tokens - done, most), causal=True)
+            if (fits := cache.most_tokens(reading)) < reading.tokens:
+                now = [min(fits, length) for length in now]
+                reading = cache.reading(numbers, now, fits, causal=True)
+            ids = token_ids[:, done : done + reading.tokens]
+            outputs.append(self._read(ids, reading, cache))
+            remaining = [left - read for left, read in zip(remaining, now, strict=True)]
+            done += reading.tokens
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+    def read(
+        self,
+        token_ids: Tensor,
+        lengths: Sequence[int] | Tensor,
+        cache: Cache,
+        rows: Sequence[int] | Tensor,
+    ) -> None:
+        """As `encode`, for those who want what is read to be seen and nothing else."""
+        self.encode(token_ids, lengths, cache, rows)
+
+    def denoise(
+        self,
+        canvas_ids: Tensor,
+        soft_embedding: Tensor | None,
+        cache: Cache,
+        rows: Sequence[int] | Tensor,
+    ) -> Tensor:
+        """Logits [R, C, V] of a canvas, each position's own: float32, softly capped.
+
+        ``canvas_ids`` [R, C]; ``soft_embedding`` [R, C, H], zeros for rows at a canvas's first
+        step, None if all are. The cache is left as it was.
+        """
+        numbers, tokens = whole_numbers(rows), canvas_ids.shape[1]
+        if self.weights.self_conditioning is None:
+            raise ValueError("this model has no self-conditioning: it cannot denoise")
+        if tokens > self.config.canvas_length:
+            raise ValueError(f"a canvas has {self.config.canvas_length} tokens, not {tokens}")
+        reading = cache.reading(numbers, [tokens] * len(numbers), tokens, causal=False)
+        cache.touch(reading)
+        vectors = _vectors(reading, self.device)
+        if soft_embedding is None:
+            shape = (*canvas_ids.shape, self.config.hidden_size)
+            soft_embedding = torch.zeros(shape, device=self.device, dtype=self.dtype)
+        hidden = self.denoised(canvas_ids, soft_embedding, self.rooms(cache), *vectors)
+        return self.logits(hidden)
+
+    def denoised(
+        self,
+        canvas_ids: Tensor,
+        soft_embedding: Tensor,
+        rooms: Rooms,
+        rows: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
+    ) -> Tensor:
+        """Hidden states [R, C, H] of canvases after the final norm; all that is read is on the
+        device. ``rows``, ``starts`` and ``lengths`` as in `Pass`.
+        """
+        weights, eps = self.weights.self_conditioning, self.config.rms_norm_eps
+        assert weights is not None, "the model has no self-conditioning"
+        soft = rms_norm(soft_embedding.flatten(0, 1), weights.pre_norm, eps)
+        signal = linear(linear_gated(soft, weights.gate_up), weights.down)
+        ids = canvas_ids.to(torch.int32).flatten()
+        x = condition(ids, signal, self.weights.embedding, self.embedding_scale, eps)
+        tokens = canvas_ids.shape[1]
+        where = self._places.at(
+            rows, starts, lengths, tokens, rooms.most_context, rooms.slots, causal=False
+        )
+        return self._run(x, where, rooms).view(soft_embedding.shape)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., H], float32, softly capped."""
+        softcap = self.config.final_logit_softcapping
+        flat = head(hidden.reshape(-1, hidden.shape[-1]), self.weights.embedding, softcap)
+        return flat.view(*hidden.shape[:-1], -1)
+
+    def score(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
+        """Log-probabilities [T], float32, of ``token_ids`` [T] under hidden states [T, H]."""
+        softcap = self.config.final_logit_softcapping
+        return head_scores(hidden, self.weights.embedding, softcap, token_ids.to(torch.int32))[0]
+
+    def soft_embed(self, probabilities: Tensor) -> Tensor:
+        """The expected embedding [R, C, H] of ``probabilities`` [R, C, V]."""
+        return (probabilities.to(self.dtype) @ self.weights.embedding) * self.embedding_scale
+
+    def _read(self, token_ids: Tensor, reading: Reading, cache: Cache) -> Tensor:
+        rooms = self.rooms(cache)
+        ids = torch.zeros(
+            (len(reading.rows), reading.tokens), device=self.device, dtype=torch.int64
+        )
+        ids[:, : token_ids.shape[1]].copy_(token_ids)
+        inputs = (ids, *_vectors(reading, self.device))
+        cache.touch(reading)
+        work = partial(self._read_in, rooms)
+        hidden: Tensor
+        if reading.tokens <= _DECODED or reading.tokens == self.config.canvas_length:
+            idle = (torch.zeros_like(ids), *rooms.idle_vectors(*ids.shape))
+            key = ("read", *ids.shape)
+            hidden = rooms.graphs.run(key, work, inputs, idle).clone()
+        else:
+            hidden = work(*inputs)
+        cache.advance(reading)
+        return hidden
+
+    def _read_in(
+        self, rooms: Rooms, token_ids: Tensor, rows: Tensor, starts: Tensor, lengths: Tensor
+    ) -> Tensor:
+        """Hidden states [R, T, H] of tokens read causally into the cache."""
+        tokens = token_ids.shape[1]
+        where = self._places.at(
+            rows, starts, lengths, tokens, rooms.most_context, rooms.slots, causal=True
+        )
+        x = embedding(token_ids.flatten(), self.weights.embedding) * self.embedding_scale
+        return self._run(x, where, rooms).view(*token_ids.shape, -1)
+
+    def _run(self, x: Tensor, where: Pass, rooms: Rooms) -> Tensor:
+        """``x`` [R * T, H] through all layers and the final norm."""
+        layers, eps = self.weights.layers, self.config.rms_norm_eps
+        after = [layer.attention.input_norm for layer in layers[1:]] + [self.weights.norm]
+        normed = rms_norm(x, layers[0].attention.input_norm, eps)
+        for index, (layer, next_norm) in enumerate(zip(layers, after, strict=True)):
+            attended = self._attend(normed, index, where, rooms)
+            scalar = layer.encode_scalar if where.causal else layer.denoise_scalar
+            x, normed = self._feed_forward(x, attended, layer, scalar, next_norm)
+        return normed
+
+    def _attend(self, normed: Tensor, index: int, where: Pass, rooms: Rooms) -> Tensor:
+        """What the layer's attention adds, before its norm; writes keys and values."""
+        config, geometry = self.config, self.config.layers[index]
+        weights = self.weights.layers[index].attention
+        keys, values = rooms.keys[index], rooms.values[index]
+        query = linear_heads(
+            normed,
+            weights.query_key_value,
+            weights.query_norm,
+            weights.key_norm,
+            *where.rotations[rope_of(config, index)],
+            keys.flatten(0, 1),
+            values.flatten(0, 1),
+            where.slots[geometry.kind],
+            config.num_attention_heads,
+            config.rms_norm_eps,
+        )
+        attended = cached_attention(
+            query.view(len(where.rows), where.tokens, -1, geometry.head_dim),
+            keys,
+            values,
+            where.rows,
+            where.starts,
+            where.lengths,
+            config.sliding_window if geometry.kind == "sliding" else 0,
+            where.causal,
+            where.most_context,
+        )
+        return linear(attended.flatten(0, 1), weights.output)
+
+    def _feed_forward(
+        self, x: Tensor, attended: Tensor, layer: LayerWeights, scalar: float, next_norm: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream after the layer, and the next layer's normalised input."""
+        weights, eps = layer.feed_forward, self.config.rms_norm_eps
+        branch = weights.experts
+        x, dense_input, expert_input = attention_residual(
+            x,
+            attended,
+            layer.attention.post_norm,
+            weights.input_norm,
+            branch.input_norm if branch else None,
+            eps,
+        )
+        dense = linear(linear_gated(dense_input, weights.gate_up), weights.down)
+        return feed_forward_residual(
+            x,
+            dense,
+            self._mix(x, expert_input, weights),
+            branch.dense_norm if branch else None,
+            branch.expert_norm if branch else None,
+            weights.post_norm,
+            scalar,
+            next_norm,
+            eps,
+        )
+
+    def _mix(self, x: Tensor, normed: Tensor | None, weights: FeedForwardWeights) -> Tensor | None:
+        """The chosen experts' weighted outputs [T, k, H]; the router sees the raw residual."""
+        branch = weights.experts
+        if branch is None or normed is None:
+            return None
+        chosen, shares = route(
+            x,
+            branch.router_scale,
+            branch.router,
+            branch.expert_scale,
+            self.config.top_k_experts,
+            self.config.rms_norm_eps,
+        )
+        return experts(normed, chosen, shares, branch.gate_up, branch.down)
+
+
+def _vectors(reading: Reading, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, starts and lengths, int32 [R]."""
+    numbers = torch.tensor(
+        (reading.rows, reading.starts, reading.lengths), dtype=torch.int32, device=device
+    )
+    return numbers[0], numbers[1], numbers[2]
