@@ -1,8 +1,9 @@
 """Attention over ring caches as it runs on a GPU.
 
 The query heads of one key head share its keys, so the rows of a tile are (token, head) pairs of one
-key head, BLOCK_G of them a token. A program runs over its share of the visible positions once, with the softmax taken on the
-way: `largest` is the greatest score so far and `total` the sum of the others' exponentials to it.
+key head, BLOCK_G of them a token. A program runs over its share of the visible positions once, with
+the softmax taken on the way: `largest` is the greatest score so far, and `total` the sum of the
+exponentials of all scores less the greatest.
 """
 
 import triton
