@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from threading import Event as Flag
+from threading import Semaphore
 
 from hybrid.backends import Models
 from hybrid.batching import SharedDrafter
@@ -32,7 +33,6 @@ from hybrid.protocols import DraftJob, Sampling
 from hybrid.refiners.assignment import Assignment, Clamp
 from hybrid.refiners.guide import RefinerGuide
 from hybrid.refiners.refine import refine, write_alone
-from hybrid.turns import Turns
 from hybrid.types import (
     CheckOutcome,
     Denoised,
@@ -55,6 +55,8 @@ from hybrid.types import (
 )
 
 Emit = Callable[[Event], None]
+_POLL_S = 0.05
+_REFINING = max(1, (os.cpu_count() or 1) - 1)  # at once; drafting takes the other processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,7 @@ class Custom:
 class Pipeline:
     """Answers requests with a loaded pair under a policy.
 
-    `history`, if there is one, learns from every answer and predicts from then on. Refining takes
-    turns: more at once than processors are left by drafting makes all of them late.
+    `history`, if there is one, learns from every answer and predicts from then on.
     """
 
     policy: Policy
@@ -78,7 +79,9 @@ class Pipeline:
     latency: LatencyModel
     custom: Custom = Custom()
     history: History | None = None
-    refining: Turns = field(default_factory=lambda: Turns(max(1, (os.cpu_count() or 1) - 1)))
+    refining: Semaphore = field(
+        default_factory=lambda: Semaphore(max(1, (os.cpu_count() or 1) - 1))
+    )
 
     @property
     def is_exclusive(self) -> bool:
@@ -158,7 +161,7 @@ class Pipeline:
         """Judge and improve the draft; whatever goes wrong here, the draft stands."""
         if work.plan.refine.mode == "none":
             return
-        if not self.refining.take(deadline, is_needed=work.draft is None):
+        if not self._take_turn(work, deadline):
             work.notes += ("no time was left to refine: the draft stands",)
             return
         try:
@@ -180,7 +183,7 @@ class Pipeline:
                 raise
             work.notes += (f"the refiner failed ({error}): the draft stands",)
         finally:
-            self.refining.give_back()
+            self.refining.release()
 
     def _assignment(self, work: "_Work", draft: Draft, deadline: Deadline) -> Assignment:
         """What a refine mode may use; raises BackendError if the draft's guide failed."""
@@ -210,6 +213,17 @@ class Pipeline:
             more_drafts=work.more_drafts,
             opened=guide.session if guide else None,
         )
+
+    def _take_turn(self, work: "_Work", deadline: Deadline) -> bool:
+        """Wait to refine: more at once than processors are left by drafting makes all of them late.
+
+        False if the time runs out before and there is a draft to return.
+        """
+        while not (work.draft and deadline.expired):
+            if self.refining.acquire(timeout=min(_POLL_S, max(0.001, deadline.remaining_s))):
+                return True
+            deadline.raise_if_cancelled()
+        return False
 
     def _phrased(self, request: Request) -> Request:
         """The request in the models' own words, where its task was given by name."""

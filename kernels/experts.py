@@ -4,14 +4,27 @@
 
 One row an assignment comes out and nothing is summed here: the norm that follows adds the k rows of
 a token, in their order, so that the sum does not depend on which expert finished first.
+
+Three launches: a plan that cuts each expert's assignments into tiles of BLOCK_M rows, and one
+kernel twice. Its programs stay on their multiprocessor and walk over tiles of weights; where a
+canvas meets all experts, that is one pass over all weights, 12.8 GB in 30 layers of 4 bits.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from hybrid.kernels.gated import gelu_gate_torch
-from hybrid.kernels.nvfp4 import PackedMatrix, dense
+from hybrid.kernels.launch import (
+    allows_assembly,
+    architecture,
+    launch,
+    multiprocessors,
+    uses_triton,
+)
+from hybrid.kernels.nvfp4 import TILE_ROWS, PackedMatrix, dense, operand
 
 
 def experts(
@@ -24,9 +37,15 @@ def experts(
     """``weights[t, j] * down_e(gelu(gate_e x_t) * up_e x_t)`` [T, k, H], e = experts[t, j].
 
     ``x`` [T, H]; ``experts`` int32 [T, k]; ``weights`` float32 [T, k]; ``gate_up`` [E, 2 * I, H],
-    gate and up rows alternating; ``down`` [E, H, I].
+    gate and up rows alternating; ``down`` [E, H, I]. On a GPU `x` and plain weights are bfloat16.
     """
-    return experts_torch(x, experts, weights, gate_up, down)
+    if not uses_triton(x):
+        return experts_torch(x, experts, weights, gate_up, down)
+    settings = _settings(x, experts, gate_up)
+    plan = _plan(experts, len(operand(gate_up).values), settings.block_m)
+    gated = _grouped(x, gate_up, plan, None, experts.shape, settings)
+    output = _grouped(gated, down, plan, weights, experts.shape, settings)
+    return output.view(*experts.shape, -1)
 
 
 def experts_torch(
@@ -56,3 +75,113 @@ def _matrix(weight: Tensor | PackedMatrix, expert: int, dtype: torch.dtype) -> T
         weight.words[one], weight.scales[one], weight.factors[one], weight.rows, weight.columns
     )
     return dense(matrix, dtype)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """`resident` is how many programs a multiprocessor holds at a time."""
+
+    block_m: int
+    num_warps: int
+    num_stages: int
+    resident: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Tiles of assignments: the expert of each (int32 [tiles]) and its rows (int32 [tiles, M]).
+
+    A row is an assignment, ``token * k + place``, or -1. `count` int32 [1] tiles are in use.
+    """
+
+    tiles: Tensor
+    rows: Tensor
+    count: Tensor
+
+
+def _settings(x: Tensor, experts: Tensor, weight: Tensor | PackedMatrix) -> _Settings:
+    """Tiles with room for half as many rows again as an expert gets on average, up to 64.
+
+    A canvas then has one tile an expert, and no weight is decoded twice. From 64 rows on it is the
+    tensor core that limits and a larger tile wastes more of it, until rows are many.
+    """
+    mean = experts.numel() / len(operand(weight).values)
+    block_m = next((size for size, most in ((16, 10), (32, 20), (64, 96)) if mean <= most), 128)
+    if architecture(x.device) // 10 == 10:
+        # Eight warps: with four, Triton 3.6 and 3.7 fail over the shared layout of decoded weights.
+        return _Settings(block_m, 8, 4, 4 if block_m < 64 else 2)
+    if architecture(x.device) // 10 == 12 and block_m == 128:
+        return _Settings(block_m, 8, 3, 1)
+    # Programs of four warps take 96, 124, 188 and 255 registers a thread (sm_90).
+    return _Settings(block_m, 4, 4, {16: 5, 32: 4, 64: 2, 128: 2}[block_m])
+
+
+def _plan(experts: Tensor, num_experts: int, block_m: int) -> _Plan:
+    from hybrid.kernels.device.experts import plan_rows
+
+    assignments = experts.numel()
+    most = -(-assignments // block_m) + min(num_experts, assignments)
+    tiles, rows, count = (
+        torch.empty(size, dtype=torch.int32, device=experts.device)
+        for size in (most, most * block_m, 1)
+    )
+    launch(
+        plan_rows,
+        (num_experts,),
+        experts,
+        tiles,
+        rows,
+        count,
+        ASSIGNMENTS=assignments,
+        EXPERTS=num_experts,
+        BINS=_power_of_two(num_experts + 1),
+        BLOCK_M=block_m,
+        CHUNK=min(1024, _power_of_two(assignments)),
+    )
+    return _Plan(tiles, rows, count)
+
+
+def _grouped(
+    x: Tensor,
+    weight: Tensor | PackedMatrix,
+    plan: _Plan,
+    shares: Tensor | None,
+    chosen: torch.Size,
+    settings: _Settings,
+) -> Tensor:
+    """The gated product [T * k, N / 2] if there are no shares, else the weighted one [T * k, N]."""
+    from hybrid.kernels.device.experts import grouped_product
+
+    parts = operand(weight)
+    width = parts.rows if shares is not None else parts.rows // 2
+    output = torch.empty(chosen.numel(), width, dtype=x.dtype, device=x.device)
+    units = len(plan.tiles) * -(-parts.rows // TILE_ROWS)
+    programs = min(units, multiprocessors(x.device) * settings.resident)
+    launch(
+        grouped_product,
+        (programs,),
+        x,
+        parts.values,
+        parts.scales,
+        parts.factors,
+        parts.factors if shares is None else shares,
+        plan.tiles,
+        plan.rows,
+        plan.count,
+        output,
+        N=parts.rows,
+        K=parts.columns,
+        TOP_K=chosen[1],
+        GATED=shares is None,
+        BLOCK_M=settings.block_m,
+        PACKED=parts.packed,
+        ASSEMBLY=allows_assembly(),
+        PROGRAMS=programs,
+        num_warps=settings.num_warps,
+        num_stages=settings.num_stages,
+    )
+    return output
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()

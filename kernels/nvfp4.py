@@ -16,6 +16,7 @@ rows and 64 columns that lie together in memory, 4 KB of codes and 512 bytes of 
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -95,6 +96,14 @@ class PackedMatrix:
     ``words`` int32 [E, N/128, K/64, 128, 8]; ``scales`` float8_e4m3fn [E, N/128, K/64, 128, 4];
     ``factors`` float32 [E, rows], which multiply what comes out. N and K are `rows` and `columns`
     rounded up to whole tiles, and the tiles are zero where the matrix ends.
+
+    Word 2t + c of a row has the codes of columns 32c + 8j + 2t + h, for j < 4 and h < 2: what
+    thread t of four holds of a tensor core's fragment. Half h of the word has code j at bit 6 - 3j
+    and its sign nine bits above, where one shift and one mask bring both into place. The fourth
+    does not fit so: its bits, lowest first, are 10, 11, 13 and 14.
+
+    The scale bytes of 16 rows are two blocks, c, of eight words. Word r of block c has the scales
+    of columns 32c and 32c + 16 of row r, then those of row r + 8.
     """
 
     words: Tensor
@@ -107,21 +116,29 @@ class PackedMatrix:
 def pack_matrix(packed: Tensor, weight_scale: Tensor, factors: Tensor) -> PackedMatrix:
     """The tiles of matrices ``packed`` uint8 [E, N, K/2] with ``weight_scale`` e4m3 [E, N, K/16].
 
-    ``factors`` float32 [E, N] hold whatever multiplies a whole row, first of all weight_scale_2.
+    ``factors`` float32 [E, N] hold whatever multiplies a whole row, first of all weight_scale_2. A
+    negative scale, which NVFP4 has no use for, becomes positive and its codes change their sign.
     """
-    rows, half = packed.shape[1:]
-    scales = _tiles(weight_scale.view(torch.uint8), TILE_COLUMNS // BLOCK)
-    halves = _tiles(packed, TILE_COLUMNS // 2)
-    words = _shuffled(halves).view(torch.int32)
-    return PackedMatrix(words, scales.view(torch.float8_e4m3fn), factors, rows, 2 * half)
+    rows, columns = packed.shape[1], 2 * packed.shape[2]
+    scale_bytes = weight_scale.view(torch.uint8)
+    signs = (scale_bytes >> 7) * 0x88
+    codes = _tiles(packed ^ signs.repeat_interleave(BLOCK // 2, -1), TILE_COLUMNS // 2)
+    scales = _tiles(scale_bytes & 0x7F, TILE_COLUMNS // BLOCK)
+    return PackedMatrix(
+        words=_to_words(unpack_torch(codes)),
+        scales=_exchanged(scales, (-1, 2, 8, 2, 2)).view(torch.float8_e4m3fn),
+        factors=factors,
+        rows=rows,
+        columns=columns,
+    )
 
 
 def unpack_matrix(matrix: PackedMatrix) -> tuple[Tensor, Tensor, Tensor]:
-    """(packed, weight_scale, factors) as `pack_matrix` took them, bit for bit."""
-    halves = _unshuffled(matrix.words.view(torch.uint8))
-    packed = _untiled(halves)[:, : matrix.rows, : matrix.columns // 2]
-    scales = _untiled(matrix.scales.view(torch.uint8))
-    scales = scales[:, : matrix.rows, : matrix.columns // BLOCK]
+    """(packed, weight_scale, factors) as `pack_matrix` took them, bit for bit unless negative."""
+    scales = _exchanged(matrix.scales.view(torch.uint8), (-1, 2, 8, 2, 2))
+    scales = _untiled(scales)[:, : matrix.rows, : matrix.columns // BLOCK]
+    packed = _untiled(pack_torch(_from_words(matrix.words)))
+    packed = packed[:, : matrix.rows, : matrix.columns // 2]
     return packed.contiguous(), scales.contiguous().view(torch.float8_e4m3fn), matrix.factors
 
 
@@ -132,6 +149,26 @@ def dense(matrix: PackedMatrix, dtype: torch.dtype) -> Tensor:
     values = decode_e2m1_torch(unpack_torch(packed)).to(exact)
     values *= weight_scale.to(exact).repeat_interleave(BLOCK, dim=-1)
     return (values * factors[..., None].to(exact)).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A weight as kernels take it; of a plain one, `scales` and `factors` are fillers."""
+
+    values: Tensor
+    scales: Tensor
+    factors: Tensor
+    rows: int
+    columns: int
+    packed: bool
+
+
+def operand(weight: Tensor | PackedMatrix) -> Operand:
+    """The parts of a matrix ([N, K], [E, N, K] or packed) for a kernel's arguments."""
+    if isinstance(weight, Tensor):
+        return Operand(weight, weight, weight, weight.shape[-2], weight.shape[-1], packed=False)
+    scales = weight.scales.view(torch.int32)
+    return Operand(weight.words, scales, weight.factors, weight.rows, weight.columns, packed=True)
 
 
 def _tiles(rows: Tensor, width: int) -> Tensor:
@@ -146,25 +183,45 @@ def _untiled(tiles: Tensor) -> Tensor:
     return tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
-def _shuffled(tiles: Tensor) -> Tensor:
-    """Bytes of two neighbouring codes, four of them rearranged to a word.
+def _exchanged(scales: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Scale bytes [..., 128, 4] with row halves and column halves exchanged: its own inverse.
 
-    Codes (2j, 2j + 1) of a word go to nibbles (j, 4 + j): one shift and one mask then leave both
-    codes of a pair in place, one in each half of the word.
+    (slab, row half, row, column half, column) becomes (slab, column half, row, row half, column).
     """
-    first, second, third, fourth = tiles.view(*tiles.shape[:-1], -1, 4).unbind(-1)
-    low = ((first & 15) | (second << 4), (third & 15) | (fourth << 4))
-    high = ((first >> 4) | (second & 240), (third >> 4) | (fourth & 240))
-    return torch.stack((*low, *high), -1).flatten(-2)
+    leading = scales.shape[:-2]
+    return scales.view(*leading, *shape).transpose(-4, -2).reshape(scales.shape)
 
 
-def _unshuffled(tiles: Tensor) -> Tensor:
-    """The inverse of `_shuffled`."""
-    first, second, third, fourth = tiles.view(*tiles.shape[:-1], -1, 4).unbind(-1)
-    halves = (
-        (first & 15) | (third << 4),
-        (first >> 4) | (third & 240),
-        (second & 15) | (fourth << 4),
-        (second >> 4) | (fourth & 240),
+def _to_words(codes: Tensor) -> Tensor:
+    """int32 words [..., 128, 8] of codes [..., 128, 64]."""
+    places = codes.view(*codes.shape[:-1], 2, 4, 4, 2).permute(
+        *range(codes.dim() - 1), -2, -4, -3, -1
     )
-    return torch.stack(halves, -1).flatten(-2)
+    words = torch.zeros(places.shape[:-2], dtype=torch.int32, device=codes.device)
+    for pair, half in product(range(4), range(2)):
+        code = places[..., pair, half].int()
+        words |= _at_bits(code, pair) << 16 * half
+    return words.flatten(-2)
+
+
+def _at_bits(code: Tensor, pair: int) -> Tensor:
+    """A code, int32, with its bits where pair `pair` of a word's half has them."""
+    if pair == 3:
+        return (code & 3) << 10 | (code & 12) << 11
+    return ((code & 7) | (code & 8) << 6) << 6 - 3 * pair
+
+
+def _from_words(words: Tensor) -> Tensor:
+    """The codes [..., 128, 64] of int32 words [..., 128, 8]."""
+    words = words.view(*words.shape[:-1], 4, 2)
+    codes = []
+    for pair, half in product(range(4), range(2)):
+        bits = words >> 16 * half
+        if pair == 3:
+            code = (bits >> 10 & 3) | (bits >> 11 & 12)
+        else:
+            bits = bits >> 6 - 3 * pair
+            code = (bits & 7) | (bits >> 6 & 8)
+        codes.append(code.to(torch.uint8))
+    places = torch.stack(codes, -1).view(*words.shape, 4, 2)
+    return places.permute(*range(words.dim() - 2), -3, -2, -4, -1).flatten(-4)

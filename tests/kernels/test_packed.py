@@ -1,4 +1,4 @@
-"""NVFP4 in tiles: the same bits in another order."""
+"""NVFP4 in tiles: the same numbers in another order, and what a kernel makes of them."""
 
 import pytest
 import torch
@@ -8,11 +8,10 @@ from hybrid.kernels import nvfp4
 
 
 def random_codes(experts: int, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Any bits: packed codes, finite scales of both signs, and factors."""
+    """Any bits: packed codes, finite scales, and factors."""
     generator = torch.Generator().manual_seed(rows + columns)
     packed = torch.randint(0, 256, (experts, rows, columns // 2), generator=generator)
     scale = torch.randint(0, 127, (experts, rows, columns // 16), generator=generator)
-    scale += 128 * torch.randint(0, 2, scale.shape, generator=generator)
     factors = torch.rand(experts, rows, generator=generator)
     return packed.byte(), scale.byte().view(torch.float8_e4m3fn), factors
 
@@ -31,11 +30,13 @@ def test_unpacking_returns_every_bit(experts: int, rows: int, columns: int) -> N
 
 
 def test_tiles_are_whole_and_zero_where_the_matrix_ends() -> None:
-    matrix = nvfp4.pack_matrix(*random_codes(2, 130, 80))
+    packed = torch.full((2, 130, 40), 0x77, dtype=torch.uint8)
+    scale = torch.ones(2, 130, 5).to(torch.float8_e4m3fn)
+    matrix = nvfp4.pack_matrix(packed, scale, torch.ones(2, 130))
     assert matrix.words.shape == (2, 2, 2, 128, 8)
     assert matrix.scales.shape == (2, 2, 2, 128, 4)
     assert not matrix.words[:, 1, :, 2:].any()
-    assert not matrix.scales.view(torch.uint8)[:, :, 1, :, 1:].any()
+    assert matrix.scales.float().sum() == scale.numel()
 
 
 def test_a_dense_matrix_is_the_product_of_its_three_parts() -> None:
@@ -45,3 +46,12 @@ def test_a_dense_matrix_is_the_product_of_its_three_parts() -> None:
     expected = codes * scale.double().repeat_interleave(16, -1) * factors[..., None].double()
     assert torch.equal(nvfp4.dense(matrix, torch.float64), expected)
     assert torch.equal(nvfp4.dense(matrix, torch.float32), expected.float())
+
+
+def test_negative_scales_keep_their_numbers() -> None:
+    packed, scale, factors = random_codes(1, 16, 64)
+    negative = (scale.view(torch.uint8) | 128).view(torch.float8_e4m3fn)
+    there = nvfp4.dense(nvfp4.pack_matrix(packed, scale, factors), torch.float32)
+    assert torch.equal(
+        nvfp4.dense(nvfp4.pack_matrix(packed, negative, factors), torch.float32), -there
+    )
