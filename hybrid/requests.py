@@ -13,6 +13,7 @@ from typing import TypedDict, cast, get_args
 from hybrid.checks import read_check
 from hybrid.deadline import parse_duration
 from hybrid.errors import RequestError, did_you_mean
+from hybrid.policies.schema import MAX_STEPS
 from hybrid.types import Check, Message, Overrides, RefineMode, Request, Role
 
 Prompt = str | Sequence[Message | Mapping[str, str]] | Request
@@ -111,7 +112,16 @@ def _from_json(line: str) -> Request:
 def _check_prompt(prompt: str) -> str:
     if not prompt.strip():
         raise RequestError("prompt", prompt, "write at least one word")
-    return prompt
+    return _check_text("prompt", prompt)
+
+
+def _check_text(field: str, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        wrong = text[error.start : error.end]
+        raise RequestError(field, wrong, "text that can be written as UTF-8") from None
+    return text
 
 
 def _messages(turns: Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:
@@ -128,7 +138,7 @@ def _message(turn: Mapping[str, str]) -> Message:
     if isinstance(turn, Mapping) and turn.keys() == {"role", "content"}:
         role, content = turn["role"], turn["content"]
         if role in get_args(Role) and isinstance(content, str):
-            return Message(cast(Role, role), content)
+            return Message(cast(Role, role), _check_text("messages", content))
     raise RequestError("messages", turn, f"give a role {get_args(Role)} and a content")
 
 
@@ -147,13 +157,14 @@ def _steps(options: Options) -> int | None:
     if steps is not None and alias is not None:
         allowed = "give max_denoising_steps or num_diffusion_steps: they are one setting"
         raise RequestError("num_diffusion_steps", alias, allowed)
-    return _whole("max_denoising_steps", alias if steps is None else steps, least=1)
+    given = alias if steps is None else steps
+    return _whole("max_denoising_steps", given, least=1, most=MAX_STEPS)
 
 
 def _text(field: str, value: str | None) -> str | None:
     if value is not None and not isinstance(value, str):
         raise RequestError(field, value, "a text")
-    return value
+    return value if value is None else _check_text(field, value)
 
 
 def _whole(field: str, value: int | None, least: int, most: int | None = None) -> int | None:

@@ -105,7 +105,10 @@ def _refine_sections(
 
 
 def _rules(policy: Policy) -> Iterator[Contradiction]:
+    names = [rule.name for rule in policy.rules]
     for index, rule in enumerate(policy.rules):
+        if rule.name in names[:index]:
+            yield ("rules", index, "name"), f"{rule.name!r} is an earlier rule's name"
         for name in rule.when.task or ():
             if name not in policy.tasks:
                 hint = did_you_mean(name, policy.tasks)

@@ -13,6 +13,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.scanner import RoundTripScanner
 
 from hybrid.errors import PolicyError, Problem, did_you_mean
 from hybrid.policies.schema import STEPS, STEPS_ALIAS, Policy
@@ -20,6 +21,7 @@ from hybrid.policies.variables import fill_in
 
 EXTENDS = "extends"
 MAX_VALUES = 20_000  # once aliases are followed
+MAX_BRACKETS = 100  # open at once; the scanner takes seconds for a thousand
 _EXPECTED = {  # pydantic's kinds of mistakes, in a policy writer's words
     "dict_type": "a mapping",
     "model_type": "a mapping",
@@ -34,6 +36,16 @@ _EXPECTED = {  # pydantic's kinds of mistakes, in a policy writer's words
     "string_too_short": "text that is not empty",
 }
 Location = tuple[str | int, ...]
+
+
+class _Scanner(RoundTripScanner):
+    """Refuses deep nesting before it costs anything."""
+
+    def fetch_flow_collection_start(self, token: Any, to_push: str) -> None:
+        if len(self.flow_context) >= MAX_BRACKETS:
+            message = f"more than {MAX_BRACKETS} brackets are open"
+            raise MarkedYAMLError(problem=message, problem_mark=self.reader.get_mark())
+        super().fetch_flow_collection_start(token, to_push)
 
 
 class Document:
@@ -55,6 +67,7 @@ class Document:
         self._environment = environment
         self.problems: list[Problem] = []
         yaml = YAML(typ="rt")
+        yaml.Scanner = _Scanner
         yaml.composer.warn_double_anchors = False  # the nearest one counts, as YAML says
         try:
             self.root = yaml.load(text)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pydantic import ValidationError
 
 from hybrid.errors import PolicyError, Problem
-from hybrid.policies.schema import RuleSection
+from hybrid.policies.schema import STEPS, STEPS_ALIAS, RuleSection
 from hybrid.types import Request, Signals
 
 PythonRule = Callable[[Request, Signals], Mapping[str, object] | None]
@@ -25,7 +25,7 @@ def ask(rule: PythonRule, request: Request, signals: Signals) -> RuleSection | N
     if not isinstance(said, Mapping):
         raise PolicyError([Problem(place, 0, 0, "", f"returns a mapping or None, not {said!r}")])
     try:
-        return RuleSection.model_validate({"name": name, "when": {}, **said})
+        return RuleSection.model_validate({"name": name, "when": {}, **_in_own_words(said)})
     except ValidationError as error:
         found = error.errors(include_url=False)
         problems = (
@@ -33,3 +33,12 @@ def ask(rule: PythonRule, request: Request, signals: Signals) -> RuleSection | N
             for details in found
         )
         raise PolicyError(problems) from None
+
+
+def _in_own_words(said: Mapping[str, object]) -> Mapping[str, object]:
+    """With the steps under their own name, as a policy file is read."""
+    draft = said.get("draft")
+    if not isinstance(draft, Mapping) or STEPS_ALIAS not in draft or STEPS in draft:
+        return said
+    named = {STEPS if key == STEPS_ALIAS else key: value for key, value in draft.items()}
+    return {**said, "draft": named}

@@ -31,7 +31,9 @@ SYNTAX = [
     ("defaults: {budget: 1s\n▸", "", "not YAML"),
     ("tasks: ▸*nowhere\n", "", "undefined alias 'nowhere'"),
     ("description: ▸\x07\n", "", "character 0x07 is not allowed"),
-    ("tasks: " + "{a: " * 900 + "}" * 900, "", "recursion"),
+    ("tasks: " + "{a: " * 100 + "▸{a: " * 800 + "}" * 900, "", "more than 100 brackets are open"),
+    ("tasks: " + "[" * 100 + "▸" + "[" * 900_000, "", "more than 100 brackets are open"),
+    ("tasks:\n" + "".join(f"{' ' * n}a:\n" for n in range(1, 900)), "", "recursion"),
     ("tasks: {code: {}, ▸code: {}}\n", "code", "is given twice"),
     ("tasks: &all {▸a: *all}\n", "tasks.a", "expected a mapping"),
     ("defaults: ▸!!python/object:os.system {}\n", "defaults", "has no tags such as tag:yaml.org"),
@@ -110,6 +112,11 @@ NUMBERS = [
     ("defaults: {refine: {mode: ▸3}}\n", "defaults.refine.mode", "one name or a list of names"),
 ]
 CONTRADICTIONS = [
+    (
+        "rules:\n  - {name: a, when: {blanks: true}}\n  - {name: ▸a, when: {blanks: false}}\n",
+        "rules.1.name",
+        "'a' is an earlier rule's name",
+    ),
     ("defaults: {draft: {t_min: ▸0.9}}\n", "defaults.draft.t_min", "t_min 0.9 is above t_max 0.8"),
     (
         "defaults: {draft: {t_min: 0.5}}\ntasks: {a: {draft: {t_max: ▸0.45}}}\n",

@@ -47,6 +47,13 @@ def test_it_may_name_its_decision() -> None:
     assert resolve(Request("x"), SIGNALS, POLICY, section).decided_by == "rule 'gold'"
 
 
+def test_the_steps_have_their_other_name_here_too() -> None:
+    said = {"draft": {"num_diffusion_steps": 4, "t_max": 0.9}}
+    section = ask(lambda request, signals: said, Request("x"), SIGNALS)
+    settings = resolve(Request("x"), SIGNALS, POLICY, section)
+    assert (settings.steps, settings.sampler.t_max) == ((4,), 0.9)
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [
@@ -54,6 +61,7 @@ def test_it_may_name_its_decision() -> None:
         ({"refine": "verify"}, "refine"),
         ({"refine": {"mode": "vrify"}}, "refine.mode"),
         ({"budget": "3"}, "'3' is not a duration"),
+        ({"draft": {"num_diffusion_steps": 3, "max_denoising_steps": 3}}, "num_diffusion_steps"),
         ({"steps": 3}, "steps: Extra inputs are not permitted"),
     ],
 )
