@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from hybrid.kernels import attention
@@ -96,6 +98,8 @@ def assert_close(actual: Tensor, expected: list[Tensor]) -> None:
     """bfloat16 rounds the weights of the values and the output: each by 2^-9 at most."""
     assert actual.isfinite().all()
     for row, output in zip(actual, expected, strict=True):
+        if not len(output):
+            continue
         error = row[: len(output)].double().cpu() - output
         assert error.abs().amax() <= 2**-7 * output.abs().amax()
         assert error.square().mean() <= (3e-3) ** 2 * output.square().mean()
@@ -191,6 +195,36 @@ def test_a_row_knows_nothing_of_its_neighbours(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(alike[0], unlike[0])
 
 
+@st.composite
+def passes(draw: st.DrawFn) -> Pass:
+    tokens, window = draw(st.integers(1, 40)), draw(st.just(0) | st.integers(1, 80))
+    count = draw(st.integers(1, 3))
+    starts = draw(st.lists(st.integers(0, 300), min_size=count, max_size=count))
+    lengths = draw(st.lists(st.integers(0, tokens), min_size=count, max_size=count))
+    needed = max(map(sum, zip(starts, lengths, strict=True)))
+    if window:
+        needed = min(needed, window - 1 + tokens)
+    return make_pass(
+        starts,
+        lengths,
+        tokens=tokens,
+        slots=max(1, needed) + draw(st.integers(0, 70)),
+        window=window,
+        causal=draw(st.booleans()),
+        heads=draw(st.sampled_from([(1, 1), (2, 1), (4, 2), (6, 2), (8, 1)])),
+        head_dim=draw(st.sampled_from([8, 16, 24, 32])),
+    )
+
+
+@pytest.mark.usefixtures("interpreted")
+@given(passes(), st.sampled_from([1, 8, 64]))
+@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+def test_any_pass(case: Pass, multiprocessors: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "multiprocessors", lambda device: multiprocessors)
+        assert_close(case.run(), case.exact())
+
+
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("tokens", [1, 20])
 def test_a_row_without_anything_to_see_is_finite(tokens: int) -> None:
@@ -228,3 +262,23 @@ def test_real_sizes(kind: str, tokens: int, rows: int, causal: bool) -> None:
     case = Pass(query, keys, values, range(rows), starts, [tokens] * rows, window, causal)
     expected = cached_attention_torch(query.float(), keys.float(), values.float(), *case.arguments)
     assert_close(case.run(), [*expected.double().cpu()])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 256])
+def test_a_captured_pass_follows_its_rows(tokens: int) -> None:
+    """What differs from step to step is read from the device, so a graph can be replayed."""
+    case = make_pass([700], [tokens], tokens=tokens, slots=1280, window=0, causal=False)
+    caches = (case.query.cuda(), case.keys.nan_to_num().cuda(), case.values.nan_to_num().cuda())
+    rows, starts, lengths, window, causal, _ = case.arguments
+    numbers = rows.cuda(), starts.cuda(), lengths.cuda()
+    cached_attention(*caches, *numbers, window, causal, 1024)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = cached_attention(*caches, *numbers, window, causal, 1024)
+    for start in (0, 31, 700):
+        numbers[1].fill_(start)
+        graph.replay()
+        assert torch.equal(output, cached_attention(*caches, *numbers, window, causal, 1024))
+        moved = replace(case, keys=caches[1].cpu(), values=caches[2].cpu(), starts=[start])
+        assert_close(output, moved.exact())
