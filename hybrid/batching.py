@@ -1,17 +1,18 @@
 """Many threads, one drafter: their requests share denoising steps.
 
-A thread works each batch while there is anything to do; callers wait for their own row. Rows are
-admitted in the order of asking, as soon as one is free, and a row's deadline runs while it waits:
-whoever comes to a row too late still gets the one step that makes a draft.
+A thread works each batch while there is anything to do; callers wait for their own row. As soon as
+one is free, it is for whoever has the least time (see `hybrid.turns`), and a row's deadline runs
+while it waits: whoever comes to a row too late still gets the one step that makes a draft.
 """
 
-from collections import deque
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Event, Thread
 from typing import cast
 
 from hybrid.protocols import BatchDrafter, DraftBatch, Drafter, DraftJob, Prepared
+from hybrid.turns import Urgency, urgency
 from hybrid.types import Draft, Request
 
 SLOTS = 16
@@ -25,10 +26,14 @@ class _Ticket:
     """One job's place in the line, and what came of it."""
 
     prepared: Prepared
+    urgency: Urgency
     outcome: Draft | BaseException | None = None
     done: Event = field(default_factory=Event)
     abandoned: bool = False
     admitted: bool = False
+
+    def __lt__(self, other: "_Ticket") -> bool:
+        return self.urgency < other.urgency
 
     def end(self, outcome: Draft | BaseException) -> None:
         self.outcome = outcome
@@ -60,7 +65,7 @@ class SharedDrafter:
     def __init__(self, drafter: BatchDrafter, slots: int = SLOTS) -> None:
         self._drafter, self._batches = drafter, drafter.batches
         self._slots = -(-slots // self._batches)
-        self._waiting: deque[_Ticket] = deque()
+        self._waiting: list[_Ticket] = []  # a heap
         self._changed = Condition()
         self._threads = 0
 
@@ -89,9 +94,10 @@ class SharedDrafter:
 
     def draft(self, jobs: Sequence[DraftJob]) -> list[Draft]:
         """See `Drafter.draft`; callers' jobs are denoised together with everybody else's."""
-        tickets = [_Ticket(self._drafter.prepare(job)) for job in jobs]
+        tickets = [_Ticket(self._drafter.prepare(job), urgency(job.deadline)) for job in jobs]
         with self._changed:
-            self._waiting.extend(tickets)
+            for ticket in tickets:
+                heapq.heappush(self._waiting, ticket)
             self._changed.notify_all()
             if self._threads < self._batches:
                 self._threads += 1
@@ -146,7 +152,7 @@ class SharedDrafter:
             while self._waiting and len(newcomers) < most:
                 if self._waiting[0].prepared.room > batch.capacity:
                     break  # it gets a larger batch once this one is empty
-                ticket = self._waiting.popleft()
+                ticket = heapq.heappop(self._waiting)
                 ticket.admitted = True
                 if not ticket.abandoned:
                     newcomers.append(ticket)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from threading import Event as Flag
-from threading import Semaphore
 
 from hybrid.backends import Models
 from hybrid.batching import SharedDrafter
@@ -33,6 +32,7 @@ from hybrid.protocols import DraftJob, Sampling
 from hybrid.refiners.assignment import Assignment, Clamp
 from hybrid.refiners.guide import RefinerGuide
 from hybrid.refiners.refine import refine, write_alone
+from hybrid.turns import Turns
 from hybrid.types import (
     CheckOutcome,
     Denoised,
@@ -55,8 +55,6 @@ from hybrid.types import (
 )
 
 Emit = Callable[[Event], None]
-_POLL_S = 0.05
-_REFINING = max(1, (os.cpu_count() or 1) - 1)  # at once; drafting takes the other processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,8 @@ class Custom:
 class Pipeline:
     """Answers requests with a loaded pair under a policy.
 
-    `history`, if there is one, learns from every answer and predicts from then on.
+    `history`, if there is one, learns from every answer and predicts from then on. Refining takes
+    turns: more at once than processors are left by drafting makes all of them late.
     """
 
     policy: Policy
@@ -79,9 +78,7 @@ class Pipeline:
     latency: LatencyModel
     custom: Custom = Custom()
     history: History | None = None
-    refining: Semaphore = field(
-        default_factory=lambda: Semaphore(max(1, (os.cpu_count() or 1) - 1))
-    )
+    refining: Turns = field(default_factory=lambda: Turns(max(1, (os.cpu_count() or 1) - 1)))
 
     @property
     def is_exclusive(self) -> bool:
@@ -161,7 +158,7 @@ class Pipeline:
         """Judge and improve the draft; whatever goes wrong here, the draft stands."""
         if work.plan.refine.mode == "none":
             return
-        if not self._take_turn(work, deadline):
+        if not self.refining.take(deadline, is_needed=work.draft is None):
             work.notes += ("no time was left to refine: the draft stands",)
             return
         try:
@@ -183,7 +180,7 @@ class Pipeline:
                 raise
             work.notes += (f"the refiner failed ({error}): the draft stands",)
         finally:
-            self.refining.release()
+            self.refining.give_back()
 
     def _assignment(self, work: "_Work", draft: Draft, deadline: Deadline) -> Assignment:
         """What a refine mode may use; raises BackendError if the draft's guide failed."""
@@ -213,17 +210,6 @@ class Pipeline:
             more_drafts=work.more_drafts,
             opened=guide.session if guide else None,
         )
-
-    def _take_turn(self, work: "_Work", deadline: Deadline) -> bool:
-        """Wait to refine: more at once than processors are left by drafting makes all of them late.
-
-        False if the time runs out before and there is a draft to return.
-        """
-        while not (work.draft and deadline.expired):
-            if self.refining.acquire(timeout=min(_POLL_S, max(0.001, deadline.remaining_s))):
-                return True
-            deadline.raise_if_cancelled()
-        return False
 
     def _phrased(self, request: Request) -> Request:
         """The request in the models' own words, where its task was given by name."""

@@ -76,14 +76,22 @@ def cached_attention(
 
     num_rows, tokens, num_heads, head_dim = query.shape
     num_key_heads = keys.shape[2]
-    pairs, per_pair = num_rows * num_key_heads, tokens * num_heads // num_key_heads
+    block_g = _power_of_two(num_heads // num_key_heads)
+    pairs, per_pair = num_rows * num_key_heads, tokens * block_g
     tile = _tile(architecture(query.device), head_dim, per_pair)
     tiles, pieces = -(-per_pair // tile.block_m), tile.block_d // tile.block_v
     reach = min(most_context, window + tokens - 1) if window else most_context
     splits = _splits(
         pairs * tiles * pieces, -(-reach // tile.block_n), multiprocessors(query.device)
     )
-    shape = {"TOKENS": tokens, "HEADS": num_heads, "KEY_HEADS": num_key_heads, "D": head_dim}
+    shape = {
+        "TOKENS": tokens,
+        "HEADS": num_heads,
+        "KEY_HEADS": num_key_heads,
+        "D": head_dim,
+        "SPLITS": splits,
+        "BLOCK_G": block_g,
+    }
     device = query.device
     output = torch.empty(num_rows, tokens, num_heads * head_dim, dtype=query.dtype, device=device)
     parts, largests, totals = output, output, output  # a single share needs no others
@@ -108,7 +116,6 @@ def cached_attention(
         SLOTS=keys.shape[1] - 1,
         WINDOW=window,
         CAUSAL=causal,
-        SPLITS=splits,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_D=tile.block_d,
@@ -128,7 +135,6 @@ def cached_attention(
             totals,
             output,
             **shape,
-            SPLITS=splits,
             M=tiles * tile.block_m,
             WIDTH=tile.block_d,
             BLOCK_S=block_s,
@@ -209,21 +215,23 @@ def _tile(architecture: int, head_dim: int, queries: int) -> _Tile:
         # Two programs for the two halves repeat the scores and are still faster (about 2/5).
         return _Tile(min(block_m, 128), 32, 512, 256, 8, 2)
     if block_d == 512:
-        return _Tile(32, 16, 512, 512, 8, 2)
+        return _Tile(32, 16, 512, 512, 4, 2)
     if has_large_memory:
         return _Tile(min(block_m, 128), 64, block_d, block_d, 8 if block_m > 64 else 4, 2)
     return _Tile(64, 32, block_d, block_d, 8, 2)
 
 
 def _splits(programs: int, blocks: int, multiprocessors: int) -> int:
-    """Into how many shares to split `blocks` blocks of keys, at most."""
+    """Into how many shares to split at most `blocks` blocks of keys, each with sums to keep."""
+    choices = range(1, max(1, min(blocks, _MOST_SPLITS)) + 1)
 
     def cost(splits: int) -> int:
         """Blocks one after another; starting a program takes about two, writing its sums five."""
         waves = -(-programs * splits // multiprocessors)
         return waves * (-(-blocks // splits) + (7 if splits > 1 else 2))
 
-    return min(range(1, max(1, min(blocks, _MOST_SPLITS)) + 1), key=cost)
+    enough = 1.1 * min(map(cost, choices))
+    return next(splits for splits in choices if cost(splits) <= enough)
 
 
 def _power_of_two(number: int) -> int:

@@ -15,10 +15,12 @@ from hybrid.kernels.attention import cached_attention
 from hybrid.kernels.experts import experts
 from hybrid.kernels.norms import attention_residual, feed_forward_residual, rms_norm
 from hybrid.kernels.nvfp4 import TILE_COLUMNS, TILE_ROWS, PackedMatrix
+from hybrid.kernels.quantize import dequantize, quantize, quantize_rows
 from hybrid.kernels.route import route
+from hybrid.kernels.selfcond import condition
 
 HIDDEN, CANVAS, CONTEXT, WINDOW = 2816, 256, 4096, 1024
-EXPERTS, TOP_K, EXPERT_SIZE = 128, 8, 704
+VOCABULARY, EXPERTS, TOP_K, EXPERT_SIZE = 262144, 128, 8, 704
 META = torch.device("meta")
 # What a product must come out as: warp-group instructions on Hopper, those of the tensor core's own
 # memory on the B200, warp instructions on the RTX 5090.
@@ -50,7 +52,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 def cases() -> list[Case]:
     """Every case, in the order of a step."""
-    return [*_attention_cases(), *_row_cases(), *_expert_cases()]
+    return [*_attention_cases(), *_row_cases(), *_expert_cases(), *_quantizing_cases()]
 
 
 def _attention_cases() -> list[Case]:
@@ -99,8 +101,10 @@ def _row_cases() -> list[Case]:
     x, norm, hidden = meta(CANVAS, HIDDEN), meta(HIDDEN), (CANVAS, HIDDEN)
     mixed, router = meta(CANVAS, TOP_K, HIDDEN), meta(EXPERTS, HIDDEN)
     scale = meta(EXPERTS, dtype=torch.float32)
+    token_ids, embedding = meta(CANVAS, dtype=torch.int32), meta(VOCABULARY, HIDDEN)
     after = partial(feed_forward_residual, x, x, mixed, norm, norm, norm, 0.5, norm, 1e-6)
     return [
+        Case("condition", partial(condition, token_ids, x, embedding, 53.0, 1e-6)),
         Case("norm", partial(rms_norm, meta(*hidden), norm, 1e-6)),
         Case("attention residual", partial(attention_residual, x, x, norm, norm, norm, 1e-6)),
         Case("feed-forward residual", after),
@@ -140,3 +144,15 @@ def _experts(make: Callable[..., Tensor | PackedMatrix], tokens: int) -> object:
         make(EXPERTS, 2 * EXPERT_SIZE, HIDDEN),
         make(EXPERTS, HIDDEN, EXPERT_SIZE),
     )
+
+
+def _quantizing_cases() -> list[Case]:
+    weights, x = meta(EXPERTS, 2 * EXPERT_SIZE, HIDDEN), meta(CANVAS, HIDDEN)
+    packed = meta(EXPERTS, 2 * EXPERT_SIZE, HIDDEN // 2, dtype=torch.uint8)
+    scales = meta(EXPERTS, 2 * EXPERT_SIZE, HIDDEN // 16, dtype=torch.float8_e4m3fn)
+    scale, scale_2 = meta(1, dtype=torch.float32), meta(EXPERTS, dtype=torch.float32)
+    return [
+        Case("quantize", partial(quantize, weights)),
+        Case("dequantize", partial(dequantize, packed, scales, scale_2)),
+        Case("quantize rows", partial(quantize_rows, x, scale)),
+    ]

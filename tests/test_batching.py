@@ -181,6 +181,18 @@ def test_rows_are_admitted_in_the_order_of_asking_as_soon_as_one_is_free() -> No
     assert [line for line in counting.diary if line[0] == "+"] == ["+0", "+1", "+2", "+3", "+4"]
 
 
+def test_of_those_in_line_whoever_has_the_least_time_is_admitted_first() -> None:
+    counting = Counting()
+    shared = SharedDrafter(counting, slots=1)
+    budgets = (None, 3600.0, 0.5, 0.2)  # the first is at work before the others ask
+    with ThreadPoolExecutor(4) as threads:
+        for seed, budget_s in enumerate(budgets):
+            threads.submit(shared.draft, [job("x", seed, 1, Deadline.after(budget_s))])
+            until(lambda seed=seed: len(shared._waiting) + len(counting.diary) == seed + 1)  # type: ignore[misc]
+        counting.gate.set()
+    assert [line for line in counting.diary if line[0] == "+"] == ["+0", "+3", "+2", "+1"]
+
+
 def test_a_cancelled_caller_leaves_the_line_at_once_and_a_row_within_a_step() -> None:
     counting = Counting()
     shared = SharedDrafter(counting, slots=1)

@@ -1,8 +1,9 @@
 """Attention over ring caches as it runs on a GPU.
 
-The query heads of one key head share its keys, so the rows of a tile are (query, head) pairs of one
-key head. A program runs over its share of the visible positions once, with the softmax taken on the
-way: `largest` is the greatest score so far and `total` the sum of the others' exponentials to it.
+The query heads of one key head share its keys, so the rows of a tile are (token, head) pairs of one
+key head, BLOCK_G of them a token. A program runs over its share of the visible positions once, with
+the softmax taken on the way: `largest` is the greatest score so far, and `total` the sum of the
+exponentials of all scores less the greatest.
 """
 
 import triton
@@ -32,6 +33,7 @@ def attend(
     WINDOW: tl.constexpr,
     CAUSAL: tl.constexpr,
     SPLITS: tl.constexpr,
+    BLOCK_G: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -40,22 +42,26 @@ def attend(
     """Tile `program_id(0)` of queries over share `program_id(1)` of their positions.
 
     A program gives BLOCK_V columns of the output. With several shares, `output` is float32
-    [R, KEY_HEADS, SPLITS, M, BLOCK_D], M a multiple of BLOCK_M, not yet divided by the totals: its
-    whole tiles need neither masks nor addresses of their own, which would not fit in registers.
+    [R, KEY_HEADS, SPLITS, M, BLOCK_D], not yet divided by the totals, in whole tiles.
     """
     GROUP: tl.constexpr = HEADS // KEY_HEADS
     PIECES: tl.constexpr = BLOCK_D // BLOCK_V
     tile, split, pair = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row, key_head = pair // KEY_HEADS, pair % KEY_HEADS
     begin_m = tile // PIECES * BLOCK_M
-    offs_m = begin_m + tl.arange(0, BLOCK_M)
+    offs_m = tl.arange(0, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)
     offs_v = tile % PIECES * BLOCK_V + tl.arange(0, BLOCK_V)
-    token = offs_m // GROUP
-    line = token * HEADS + key_head * GROUP + offs_m % GROUP  # within the row
-    first_line = (row * (TOKENS * HEADS)).to(tl.int64)
-    in_pass = (token < TOKENS)[:, None]
+    first_token = begin_m // BLOCK_G
+    token, head = first_token + offs_m // BLOCK_G, offs_m % BLOCK_G
+    in_pass = ((token < TOKENS) & (head < GROUP))[:, None]
+    if TOKENS * BLOCK_G % BLOCK_M == 0 and GROUP == BLOCK_G:  # even true masks take registers
+        in_pass = tl.full((BLOCK_M, 1), True, tl.int1)
     in_head, in_piece = (offs_d < D)[None, :], (offs_v < D)[None, :]
+    # Relative to the tile, so that the addresses are known but for one number: addresses of their
+    # own, kept until the end, would take the registers that the sums need.
+    line = offs_m // BLOCK_G * HEADS + head
+    first_line = (row * TOKENS + first_token).to(tl.int64) * HEADS + key_head * GROUP
     query += first_line * D
     q = tl.load(query + line[:, None] * D + offs_d[None, :], mask=in_pass & in_head, other=0.0)
 
@@ -64,8 +70,8 @@ def attend(
     newest = tl.minimum(start + token, end - 1)
     lower, upper = start, end
     if CAUSAL:
-        lower = start + begin_m // GROUP
-        reach = tl.minimum(end, start + (begin_m + BLOCK_M - 1) // GROUP + 1)
+        lower = start + first_token
+        reach = tl.minimum(end, lower + BLOCK_M // BLOCK_G)
         upper = tl.where(lower < end, reach, 0)  # a tile of padding sees nothing
     lower = tl.maximum(lower - WINDOW + 1, 0) if WINDOW else 0
     first = lower // BLOCK_N * BLOCK_N
@@ -83,8 +89,12 @@ def attend(
     for begin_n in range(begin, stop, BLOCK_N):
         position = begin_n + offs_n
         seen = (position >= lower) & (position < upper)
-        # Blocks start at multiples of BLOCK_N, so only other numbers of slots wrap inside one.
-        slot = begin_n % SLOTS + offs_n if SLOTS % BLOCK_N == 0 else position % SLOTS
+        slot = begin_n % SLOTS + offs_n
+        # Blocks start at multiples of BLOCK_N: other numbers of slots wrap inside one.
+        if SLOTS < BLOCK_N:
+            slot = slot % SLOTS
+        elif SLOTS % BLOCK_N:
+            slot = tl.where(slot < SLOTS, slot, slot - SLOTS)
         offs = slot[:, None] * (KEY_HEADS * D)
         k = tl.load(keys + offs + offs_d[None, :], mask=seen[:, None] & in_head, other=0.0)
         scores = tl.dot(q, tl.trans(k))
@@ -104,17 +114,16 @@ def attend(
         attended = tl.dot(shares.to(v.dtype), v, attended * shrink[:, None])
 
     if SPLITS == 1:
-        attended = attended / tl.where(total > 0, total, 1.0)[:, None]
+        attended *= (1 / tl.where(total > 0, total, 1.0))[:, None]
         output += first_line * D
         offs_o = line[:, None] * D + offs_v[None, :]
         tl.store(output + offs_o, attended.to(query.dtype.element_ty), mask=in_pass & in_piece)
     else:
         part = (pair * SPLITS + split) * (tl.num_programs(0) // PIECES * BLOCK_M) + begin_m
-        offs_l = tl.arange(0, BLOCK_M)
-        tl.store(largests + part + offs_l, largest)
-        tl.store(totals + part + offs_l, total)
+        tl.store(largests + part + offs_m, largest)
+        tl.store(totals + part + offs_m, total)
         output += part.to(tl.int64) * BLOCK_D
-        tl.store(output + offs_l[:, None] * BLOCK_D + offs_v[None, :], attended)
+        tl.store(output + offs_m[:, None] * BLOCK_D + offs_v[None, :], attended)
 
 
 @triton.jit
@@ -130,6 +139,7 @@ def merge(
     SPLITS: tl.constexpr,
     M: tl.constexpr,
     WIDTH: tl.constexpr,
+    BLOCK_G: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -150,8 +160,8 @@ def merge(
     offs_p = at.to(tl.int64)[:, :, None] * WIDTH + offs_d[None, None, :]
     part = tl.load(parts + offs_p, mask=held[:, :, None], other=0.0)
     attended = tl.sum(part * weight[:, :, None], 0) / tl.where(total > 0, total, 1.0)[:, None]
-    token = offs_m // GROUP
-    line = (row * TOKENS + token).to(tl.int64) * HEADS + key_head * GROUP + offs_m % GROUP
-    inside = (token < TOKENS)[:, None] & (offs_d < D)[None, :]
+    token, head = offs_m // BLOCK_G, offs_m % BLOCK_G
+    line = (row * TOKENS + token).to(tl.int64) * HEADS + key_head * GROUP + head
+    inside = ((token < TOKENS) & (head < GROUP))[:, None] & (offs_d < D)[None, :]
     offs_o = line[:, None] * D + offs_d[None, :]
     tl.store(output + offs_o, attended.to(output.dtype.element_ty), mask=inside)

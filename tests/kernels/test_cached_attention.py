@@ -175,6 +175,13 @@ def test_kernels_decode(tokens: int, window: int, causal: bool) -> None:
 
 
 @pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("causal", [False, True])
+def test_kernels_read_rings_smaller_than_a_block(causal: bool) -> None:
+    case = make_pass([0, 5, 30], [4, 4, 2], tokens=4, slots=11, window=6, causal=causal)
+    assert_close(case.run(), case.exact())
+
+
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("multiprocessors", [1, 5, 64])
 @pytest.mark.parametrize("causal", [False, True])
 def test_shares_are_merged(
