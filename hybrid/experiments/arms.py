@@ -50,6 +50,11 @@ def list_arms(experiment: Experiment, document: Document, folder: Path) -> list[
     if wanted is not None and wanted not in names and not problems:
         hint = did_you_mean(wanted, names) or f"; there are {', '.join(names)}"
         problems.append(document.at(("baseline",), f"no policy is named {wanted!r}{hint}"))
+    for place, group in enumerate(experiment.frontier):
+        if group not in experiment.policies:
+            hint = did_you_mean(group, experiment.policies)
+            message = f"no policy is named {group!r}{hint}"
+            problems.append(document.at(("frontier", place), message))
     if problems:
         raise PolicyError(problems)
     return arms

@@ -79,6 +79,9 @@ class Experiment(Section):
     baseline: str | None = Field(
         default=None, description="The policy that others are compared with; the first if not said."
     )
+    frontier: list[str] = Field(
+        default=[], description="The policies in the report's first picture; all if not said."
+    )
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     repeats: int = Field(default=1, ge=1, description="Times that each request is made.")
     load: Load = Load()

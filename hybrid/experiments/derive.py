@@ -4,12 +4,12 @@ A `verify` record holds the draft, what the refiner thinks of it, and the refine
 is a draft without refining, and a `cascade` under any threshold of the refiner's log-probabilities.
 """
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hybrid.experiments.records import Record
-from hybrid.experiments.summary import settings_key
+from hybrid.experiments.records import Record, settings_key
 
 Arms = Mapping[str, Record]  # one request's records, by `settings_key`
 
@@ -62,6 +62,28 @@ def as_cascade(verified: Record, min_mean: float | None, min_token: float | None
     return draft and replace(
         draft, seconds=draft.seconds + reading, refine_s=reading, passes=1, mode="cascade"
     )
+
+
+def with_plain_drafts(records: Sequence[Record]) -> list[Record]:
+    """The same records, but guided drafts are compared with those that nobody guided.
+
+    `guide` has no draft before it: what it is judged against is the draft of the same settings and
+    seed, and nothing where that was not made.
+    """
+    by_place: dict[tuple[str, int, int, int], dict[str, Record]] = defaultdict(dict)
+    for record in records:
+        if record.settings is not None and record.score is not None:
+            by_place[record.place].setdefault(settings_key(record.settings), record)
+
+    def compared(record: Record) -> Record:
+        if record.mode != "guide" or record.settings is None:
+            return record
+        plain = {**record.settings, "refine": {"mode": "none"}, "refiner": None}
+        draft = find(by_place[record.place], plain)
+        text, score = (draft.text, draft.score) if draft else (None, None)
+        return replace(record, draft_text=text, draft_score=score)
+
+    return [compared(record) for record in records]
 
 
 def _verified(arms: Arms, settings: Mapping[str, Any], temperature: float) -> Record | None:

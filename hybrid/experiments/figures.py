@@ -1,275 +1,222 @@
-"""The pictures of a report, each drawn for light and for dark pages.
+"""The pictures of a report, but for the first: curves, histograms, fixes and harms, calibration.
 
-Every function takes axes and values and draws; colours, fonts and files are `draw`'s.
+Every function takes values and returns what draws them; colours, fonts and files are `theme`'s.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from cycler import cycler
-
-matplotlib.use("Agg")
-
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from hybrid.experiments.records import Record
-from hybrid.experiments.statistics import proportion_interval
-from hybrid.experiments.summary import Summary, pareto
+from hybrid.experiments.statistics import calibration_error, proportion_interval
+from hybrid.experiments.summary import Summary
+from hybrid.experiments.theme import Drawing, Theme, milliseconds, panels
 
-DPI = 160
-_CLOSE = 2.5  # points of accuracy between two labels
-_WIDE = 5  # the slowest over the fastest, from which a logarithmic axis is easier to read
-_COLOURS = ("#3b6fd4", "#d9662c", "#2f9e6e", "#a34fb8", "#b8860b", "#c2385a", "#5b6b7a")
-
-
-@dataclass(frozen=True, slots=True)
-class Theme:
-    """Inks of a page."""
-
-    name: str
-    paper: str
-    ink: str
-    faint: str
-
-    def settings(self) -> Any:
-        """For matplotlib."""
-        return {
-            "figure.facecolor": self.paper,
-            "axes.facecolor": self.paper,
-            "savefig.facecolor": self.paper,
-            "text.color": self.ink,
-            "axes.labelcolor": self.ink,
-            "axes.edgecolor": self.faint,
-            "axes.prop_cycle": cycler(color=_COLOURS),
-            "xtick.color": self.ink,
-            "ytick.color": self.ink,
-            "grid.color": self.faint,
-            "grid.alpha": 0.35,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "font.size": 9,
-            "axes.titlesize": 9.5,
-            "axes.titlelocation": "left",
-            "legend.frameon": False,
-            "legend.fontsize": 8,
-        }
-
-
-THEMES = (
-    Theme("light", "#ffffff", "#1c232b", "#b8c0c8"),
-    Theme("dark", "#14181d", "#e4e8ec", "#4a545e"),
-)
-Drawing = Callable[[Figure, Theme], None]
-
-
-def draw(drawing: Drawing, size: tuple[float, float], file: Path) -> list[Path]:
-    """Both versions of a picture, as `NAME-light.png` and `NAME-dark.png`; `size` in inches."""
-    written = []
-    for theme in THEMES:
-        with matplotlib.rc_context(theme.settings()):
-            figure = Figure(figsize=size, layout="constrained")
-            drawing(figure, theme)
-            path = file.with_name(f"{file.name}-{theme.name}.png")
-            figure.savefig(path, dpi=DPI)
-            written.append(path)
-    return written
-
-
-def frontier(groups: Mapping[str, Sequence[tuple[str, Summary]]]) -> Drawing:
-    """Accuracy against median latency; the front of all policies as a line through its points."""
-
-    def drawing(figure: Figure, theme: Theme) -> None:
-        axes = figure.subplots()
-        everything = [one for points in groups.values() for _, one in points]
-        front = pareto(everything)
-        axes.step(
-            [1e3 * one.p50_s for one in front],
-            [100 * one.accuracy for one in front],
-            where="post", color=theme.faint, linewidth=6, alpha=0.5, zorder=1,
-            solid_capstyle="round", label="Pareto front",
-        )  # fmt: skip
-        for place, (group, points) in enumerate(groups.items()):
-            colour = _COLOURS[place % len(_COLOURS)]
-            ordered = sorted(points, key=lambda point: point[1].p50_s)
-            x = np.array([1e3 * one.p50_s for _, one in ordered])
-            y = np.array([100 * one.accuracy for _, one in ordered])
-            spread = [
-                [1e3 * (one.p50_s - one.p50_interval[0]) for _, one in ordered],
-                [1e3 * (one.p50_interval[1] - one.p50_s) for _, one in ordered],
-            ]
-            doubt = [
-                [100 * (one.accuracy - one.accuracy_interval[0]) for _, one in ordered],
-                [100 * (one.accuracy_interval[1] - one.accuracy) for _, one in ordered],
-            ]
-            axes.errorbar(
-                x, y, np.maximum(doubt, 0), np.maximum(spread, 0), fmt="o", markersize=5,
-                color=colour, elinewidth=1, alpha=0.95, label=group, zorder=3,
-            )  # fmt: skip
-            named = [
-                (label, at_x, at_y) for (label, _), at_x, at_y in zip(ordered, x, y, strict=True)
-            ]
-            for label, at_x, at_y in _merged(named, max(1e3 * one.p50_s for one in everything)):
-                axes.annotate(
-                    label, (at_x, at_y), xytext=(5, -9), textcoords="offset points",
-                    fontsize=7, color=colour,
-                )  # fmt: skip
-        times = [one.p50_s for one in everything]
-        if max(times) > _WIDE * min(times):
-            _milliseconds(axes)
-        else:
-            axes.set_xlim(0, 1.12e3 * max(times))
-        top = max(100 * one.accuracy_interval[1] for one in everything)
-        axes.set_ylim(top=min(103, top + 4))
-        axes.set_xlabel("median latency, ms")
-        axes.set_ylabel("right answers, %")
-        axes.legend(loc="lower right")
-
-    return drawing
-
-
-def _merged(
-    points: Sequence[tuple[str, float, float]], width: float
-) -> list[tuple[str, float, float]]:
-    """Labels of points, those of neighbours as one where two would be written over each other."""
-    found: list[tuple[str, float, float]] = []
-    for label, x, y in points:
-        near = found and x - found[-1][1] < 0.04 * width and abs(y - found[-1][2]) < _CLOSE
-        if near:
-            before, at_x, at_y = found[-1]
-            found[-1] = (f"{before}, {label}", at_x, at_y)
-        else:
-            found.append((label, x, y))
-    return found
+Point = tuple[float, int, int]  # a setting, right answers, answers
+Change = tuple[int, int, int]  # fixed, harmed, answers
+_DIGIT, _GAP = 0.046, 0.045  # of a small axis: the width of a digit, and room between numbers
+_BINS = 10
 
 
 def curves(
-    by_task: Mapping[str, Sequence[tuple[float, int, int]]], label: str, is_log: bool = True
+    by_task: Mapping[str, Mapping[str, Sequence[Point]]],
+    label: str,
+    baseline: Mapping[str, float],
+    baseline_name: str,
 ) -> Drawing:
-    """A small plot a task: the share of right answers over a setting, with Wilson intervals.
+    """A small plot a task: right answers over a setting, a line a group, with Wilson intervals.
 
-    Points are (setting, right, count).
+    `baseline` is the accuracy of another policy by task, drawn as a dashed line.
     """
+    groups = list(dict.fromkeys(group for lines in by_task.values() for group in lines))
+    values = sorted(
+        {x for lines in by_task.values() for line in lines.values() for x, _, _ in line}
+    )
 
     def drawing(figure: Figure, theme: Theme) -> None:
-        columns = min(5, len(by_task))
-        rows = -(-len(by_task) // columns)
-        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        for place, axes in enumerate(grid.flat):
-            if place >= len(by_task):
-                axes.set_visible(False)
-                continue
-            task, points = list(by_task.items())[place]
-            x = [point[0] for point in points]
-            shares = [100 * right / count for _, right, count in points]
-            bounds = [proportion_interval(right, count) for _, right, count in points]
-            axes.fill_between(
-                x, [100 * low for low, _ in bounds], [100 * high for _, high in bounds],
-                alpha=0.2, linewidth=0,
-            )  # fmt: skip
-            axes.plot(x, shares, "o-", markersize=3, linewidth=1.4)
-            axes.set_title(task)
-            axes.set_ylim(-3, 103)
-            if is_log:
+        for axes, (task, lines) in zip(panels(figure, list(by_task)), by_task.items(), strict=True):
+            if task in baseline:
+                axes.axhline(
+                    100 * baseline[task], color=theme.ink, linewidth=1, linestyle=(0, (4, 3)),
+                    alpha=0.7, label=baseline_name,
+                )  # fmt: skip
+            for place, group in enumerate(groups):
+                if group not in lines:
+                    continue
+                colour, marker = theme.series(place)
+                x = [point[0] for point in lines[group]]
+                y = [100 * right / count for _, right, count in lines[group]]
+                bounds = [proportion_interval(right, count) for _, right, count in lines[group]]
+                low, high = ([100 * bound[side] for bound in bounds] for side in (0, 1))
+                axes.fill_between(x, low, high, alpha=0.18, linewidth=0, color=colour)
+                axes.plot(
+                    x, y, marker + "-", markersize=3, linewidth=1.3, color=colour, label=group
+                )
+            axes.set_ylim(-4, 104)
+            if values[0] > 0:
                 axes.set_xscale("log", base=2)
-                axes.set_xticks(x)
-                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.xaxis.set_minor_locator(NullLocator())
                 axes.xaxis.set_minor_formatter(NullFormatter())
-                axes.tick_params("x", labelsize=7)
+            axes.set_xticks(_apart(values))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.tick_params("x", labelsize=7.5)
         figure.supxlabel(label, fontsize=9)
         figure.supylabel("right answers, %", fontsize=9)
+        handles: dict[str, Any] = {}
+        for axes in figure.axes:
+            handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.legend(
+            list(handles.values()), list(handles), loc="outside upper right", ncols=len(handles)
+        )  # fmt: skip
 
     return drawing
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """Values whose numbers do not touch on the axis, the ends among them."""
+    scale = math.log2 if values[0] > 0 else float
+    low, width = scale(values[0]), max(scale(values[-1]) - scale(values[0]), 1e-9)
+    kept = [values[0]]
+    for value in values[1:]:
+        place, before = ((scale(one) - low) / width for one in (value, kept[-1]))
+        if place - before >= _room(kept[-1], value) and 1 - place >= _room(value, values[-1]):
+            kept.append(value)
+    return [*kept, values[-1]] if values[-1] > kept[-1] else kept
+
+
+def _room(left: float, right: float) -> float:
+    """What two numbers need between their middles, as a share of the axis."""
+    return _GAP + _DIGIT * (len(f"{left:g}") + len(f"{right:g}")) / 2
 
 
 def steps_histogram(by_task: Mapping[str, Sequence[int]], cap: int) -> Drawing:
     """How many steps canvases took, task by task, under one cap."""
 
     def drawing(figure: Figure, theme: Theme) -> None:
-        columns = min(5, len(by_task))
-        rows = -(-len(by_task) // columns)
-        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        for place, axes in enumerate(grid.flat):
-            if place >= len(by_task):
-                axes.set_visible(False)
-                continue
-            task, steps = list(by_task.items())[place]
+        means = {task: float(np.mean(steps)) for task, steps in by_task.items() if steps}
+        names = [f"{task}, mean {means.get(task, 0):.1f}" for task in by_task]
+        for axes, (task, steps) in zip(panels(figure, names), by_task.items(), strict=True):
             weights = np.full(len(steps), 100 / max(1, len(steps)))
-            axes.hist(steps, bins=np.arange(0.5, cap + 1.5), weights=weights)
-            mean = float(np.mean(steps)) if steps else 0.0
-            axes.axvline(mean, color=theme.ink, linewidth=1, linestyle=":")
-            axes.set_title(f"{task}, mean {mean:.1f}")
+            edges = np.arange(0.5, cap + 1.5)
+            axes.hist(steps, bins=edges, weights=weights, color=theme.colours[0])
+            axes.axvline(means.get(task, 0), color=theme.ink, linewidth=1, linestyle=":")
+            axes.set_xlim(0, cap + 1)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        figure.supxlabel(f"steps a canvas, at most {cap}", fontsize=9)
+        figure.supxlabel(f"denoising steps a canvas, at most {cap}", fontsize=9)
         figure.supylabel("canvases, %", fontsize=9)
 
     return drawing
 
 
 def fix_harm(summaries: Sequence[tuple[str, Summary]]) -> Drawing:
-    """Wrong drafts put right, to the right, and right drafts put wrong, to the left."""
+    """Per cent of drafts: wrong ones put right and, to the left, right ones put wrong."""
 
     def drawing(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
         names = [name for name, _ in summaries][::-1]
-        fixes = [one.fixes for _, one in summaries][::-1]
-        harms = [one.harms for _, one in summaries][::-1]
-        most = max([1, *fixes, *harms])
+        parts = [one.fixes + one.harms + one.kept_right + one.kept_wrong for _, one in summaries]
+        counts = [max(1, part) for part in parts][::-1]
+        fixes = [100 * one.fixes / n for (_, one), n in zip(summaries[::-1], counts, strict=True)]
+        harms = [100 * one.harms / n for (_, one), n in zip(summaries[::-1], counts, strict=True)]
+        most = max([1.0, *fixes, *harms])
         left = [-harm for harm in harms]
-        axes.barh(names, fixes, color=_COLOURS[2], height=0.62, label="fixed: wrong, then right")
-        axes.barh(names, left, color=_COLOURS[5], height=0.62, label="harmed: right, then wrong")
-        for place, (fixed, harmed) in enumerate(zip(fixes, harms, strict=True)):
-            axes.text(fixed + most * 0.02, place, f"{fixed}", va="center", fontsize=8)
+        axes.barh(names, fixes, color=theme.good, height=0.62, label="fixed: wrong, then right")
+        axes.barh(names, left, color=theme.bad, height=0.62, label="harmed: right, then wrong")
+        for place, (_, one) in enumerate(summaries[::-1]):
+            axes.text(fixes[place] + most * 0.015, place, f"{one.fixes}", va="center", fontsize=7.5)
             axes.text(
-                -harmed - most * 0.02, place, f"{harmed}", va="center", ha="right", fontsize=8
-            )
-        axes.set_xlim(-1.15 * max([0.12 * most, *harms]), 1.15 * most)
+                -harms[place] - most * 0.015, place, f"{one.harms}", va="center", ha="right",
+                fontsize=7.5,
+            )  # fmt: skip
+        axes.set_xlim(-max(0.12 * most, 1.12 * max(harms)), max(0.12 * most, 1.12 * max(fixes)))
         axes.set_ylim(-0.8, len(names) - 0.2)
         axes.axvline(0, color=theme.ink, linewidth=0.8)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("answers")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("drafts, % (numbers beside the bars: answers)")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
-        figure.legend(loc="outside upper center", ncols=2)
+        figure.legend(loc="outside upper right", ncols=2)
 
     return drawing
 
 
-def reliability(records: Sequence[Record], bins: int = 10) -> Drawing:
-    """Whether a canvas's certainty, exp(-mean entropy) at its last step, tells right from wrong."""
-    drafts = [(r, canvas) for r in records for canvas in r.canvases if r.was_right is not None]
-    sure = np.array([math.exp(-canvas[2]) for _, canvas in drafts])
-    right = np.array([bool(record.was_right) for record, _ in drafts])
+def fix_harm_matrix(changes: Mapping[str, Mapping[str, Change]]) -> Drawing:
+    """By policy (rows) and task (columns): fixed and harmed drafts, coloured by their balance."""
+    rows = list(changes)
+    tasks = list(dict.fromkeys(task for by_task in changes.values() for task in by_task))
 
     def drawing(figure: Figure, theme: Theme) -> None:
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        order = np.argsort(sure)
-        for part in np.array_split(order, min(bins, max(1, len(order) // 20))):
-            if not len(part):
-                continue
-            share, at = right[part].mean(), sure[part].mean()
-            low, high = proportion_interval(int(right[part].sum()), len(part))
-            top.errorbar(
-                at, 100 * share, [[100 * max(0.0, share - low)], [100 * max(0.0, high - share)]],
-                fmt="o", color=_COLOURS[0], elinewidth=1,
-            )  # fmt: skip
-        top.plot([0, 1], [0, 100], color=theme.faint, linestyle="--", linewidth=1)
-        top.set_ylim(-3, 103)
-        top.set_ylabel("right drafts, %")
-        bottom.hist(sure, bins=np.linspace(0, 1, 41), color=_COLOURS[0])
-        bottom.set_yscale("log")
-        bottom.set_ylabel("canvases")
-        bottom.set_xlabel("certainty at the last step, exp(-mean entropy)")
-        bottom.set_xlim(0, 1.02)
+        axes = figure.subplots()
+        balance = np.zeros((len(rows), len(tasks)))
+        for y, row in enumerate(rows):
+            for x, task in enumerate(tasks):
+                fixed, harmed, count = changes[row].get(task, (0, 0, 0))
+                balance[y, x] = (fixed - harmed) / max(1, count)
+                is_empty = fixed == harmed == 0
+                said = "·" if is_empty else f"+{fixed} −{harmed}"  # noqa: RUF001
+                strong = abs(balance[y, x]) > 0.55
+                ink = theme.paper if strong else theme.ink
+                axes.text(
+                    x, y, said, ha="center", va="center", fontsize=7, color=ink,
+                    alpha=0.5 if is_empty else 1,
+                )  # fmt: skip
+        colours = LinearSegmentedColormap.from_list("", [theme.bad, theme.paper, theme.good])
+        image = axes.imshow(balance, cmap=colours, vmin=-1, vmax=1, aspect="auto")
+        axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(rows)), rows)
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        for side in axes.spines.values():
+            side.set_visible(False)
+        bar = figure.colorbar(
+            image, ax=axes, shrink=0.8, pad=0.02, label="fixed minus harmed, % of drafts"
+        )
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.0f}"))
+        bar.outline.set_visible(False)
 
     return drawing
+
+
+def reliability(records: Sequence[Record]) -> Drawing:
+    """Whether a draft's certainty, exp(-mean entropy at commit), tells right from wrong."""
+    by_task: dict[str, list[Record]] = {"all tasks": list(records)}
+    for record in records:
+        by_task.setdefault(record.task, []).append(record)
+
+    def drawing(figure: Figure, theme: Theme) -> None:
+        names, drawn = [], []
+        for task, found in by_task.items():
+            sure = np.array([certainty(record) for record in found])
+            right = np.array([bool(record.was_right) for record in found])
+            names.append(f"{task}, ECE {calibration_error(sure, right, _BINS):.2f}")
+            drawn.append((sure, right))
+        low_end = min(0.9, *(float(sure.min()) for sure, _ in drawn))
+        for axes, (sure, right) in zip(panels(figure, names, 4), drawn, strict=True):
+            axes.plot([0, 1], [0, 100], color=theme.ink, linestyle="--", linewidth=0.8, alpha=0.6)
+            order = np.argsort(sure, kind="stable")
+            for part in np.array_split(order, max(1, min(_BINS, len(order) // 20))):
+                share = right[part].mean()
+                low, high = proportion_interval(int(right[part].sum()), len(part))
+                below, above = max(0.0, share - low), max(0.0, high - share)
+                axes.errorbar(
+                    sure[part].mean(), 100 * share, [[100 * below], [100 * above]], fmt="o",
+                    markersize=3.5, color=theme.colours[0], elinewidth=0.9,
+                )  # fmt: skip
+            axes.set_xlim(low_end - 0.02, 1.02)
+            axes.set_ylim(-4, 104)
+        figure.supxlabel("certainty of a draft, exp(-mean entropy at commit)", fontsize=9)
+        figure.supylabel("right drafts, %", fontsize=9)
+
+    return drawing
+
+
+def certainty(record: Record) -> float:
+    """exp of minus the mean entropy (nats) of a draft's canvases at their last step: 0 to 1."""
+    return math.exp(-sum(entropy for _, _, entropy in record.canvases) / len(record.canvases))
 
 
 def predictions(records: Sequence[Record]) -> Drawing:
@@ -277,33 +224,34 @@ def predictions(records: Sequence[Record]) -> Drawing:
     known = [r for r in records if r.error is None and r.predicted_p50_s > 0 and r.seconds > 0]
     predicted = 1e3 * np.array([record.predicted_p50_s for record in known])
     actual = 1e3 * np.array([record.seconds for record in known])
+    modes = np.array([record.mode for record in known])
     kept = np.mean([record.seconds <= record.predicted_p95_s for record in known])
     error = float(np.median(np.abs(np.log(actual / predicted))))
 
     def drawing(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
-        axes.scatter(predicted, actual, s=5, alpha=0.18, linewidths=0, color=_COLOURS[0])
         low = float(min(predicted.min(), np.quantile(actual, 0.001)))
         high = float(max(predicted.max(), np.quantile(actual, 0.999)))
-        axes.plot([low, high], [low, high], color=theme.ink, linewidth=1)
+        axes.plot([low, high], [low, high], color=theme.ink, linewidth=0.8, alpha=0.7)
+        for place, mode in enumerate(dict.fromkeys(modes)):
+            colour, _ = theme.series(place)
+            axes.scatter(
+                predicted[modes == mode], actual[modes == mode], s=4, alpha=0.3, linewidths=0,
+                color=colour, label=mode, rasterized=True,
+            )  # fmt: skip
         axes.set_xlim(low * 0.8, high * 1.25)
         axes.set_ylim(low * 0.8, high * 1.25)
         axes.set_title(
-            f"half are within {100 * (math.exp(error) - 1):.0f} %; "
-            f"{100 * kept:.1f} % keep their predicted p95"
+            f"half within {100 * (math.exp(error) - 1):.0f} % of the prediction; "
+            f"{100 * kept:.1f} % keep the predicted p95"
         )
-        _milliseconds(axes)
-        _milliseconds(axes, "y")
+        milliseconds(axes)
+        milliseconds(axes, "y")
         axes.set_xlabel("predicted median, ms")
         axes.set_ylabel("measured, ms")
+        legend = axes.legend(markerscale=3, title="refine mode", alignment="left")
+        for handle in legend.legend_handles:
+            if handle is not None:
+                handle.set_alpha(1)
 
     return drawing
-
-
-def _milliseconds(axes: Any, direction: str = "x") -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5."""
-    getattr(axes, f"set_{direction}scale")("log")
-    axis = getattr(axes, f"{direction}axis")
-    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())

@@ -19,10 +19,10 @@ import numpy as np
 from hybrid.deadline import format_duration
 from hybrid.errors import CheckpointError
 from hybrid.experiments.derive import as_cascade
-from hybrid.experiments.records import Record
+from hybrid.experiments.records import Record, settings_key
 from hybrid.experiments.replay import Replayed, replay_records
 from hybrid.experiments.statistics import Interval, bootstrap_mean, detectable_difference
-from hybrid.experiments.summary import Results, settings_key
+from hybrid.experiments.summary import Results
 from hybrid.policies.candidates import prior_quality
 from hybrid.policies.loader import load_policy, parse_policy, preset_names
 from hybrid.policies.schema import Policy

@@ -121,6 +121,11 @@ def item_digest(prompt: str, task: str, reference: str, scorer: str) -> str:
     return hashlib.sha256(json.dumps([prompt, task, reference, scorer]).encode()).hexdigest()[:12]
 
 
+def settings_key(settings: Mapping[str, Any]) -> str:
+    """Equal for plans whose answers are."""
+    return json.dumps(settings, sort_keys=True)
+
+
 def read_records(folder: Path) -> list[Record]:
     """All whole records of a folder, the last of every key; raises CheckpointError if it has none
     to read.

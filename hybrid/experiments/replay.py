@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from hybrid.experiments.derive import find
-from hybrid.experiments.records import Record
+from hybrid.experiments.records import Record, settings_key
 from hybrid.experiments.runner import arm_settings, history_path, models_key
 from hybrid.experiments.statistics import Interval, proportion_interval
-from hybrid.experiments.summary import Results, read_results, settings_key
+from hybrid.experiments.summary import Results, read_results
 from hybrid.policies.history import History
 from hybrid.policies.latency import LatencyModel
 from hybrid.policies.measurements import costs_from_json

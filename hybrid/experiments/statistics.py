@@ -1,7 +1,7 @@
 """What can be concluded from paired answers: intervals, tests, and how many items are enough.
 
 scipy does the work; here are the choices. Policies answer the same prompts with the same seeds, so
-differences are taken pair by pair.
+differences are taken pair by pair; an item's seeds and repeats count as one.
 """
 
 import math
@@ -114,6 +114,27 @@ def detectable_difference(pairs: int, discordance: float = _DISCORDANCE) -> floa
     return high
 
 
+def calibration_error(sure: Values, right: NDArray[np.bool_], bins: int) -> float:
+    """Expected calibration error: how far certainty is from the share of right answers, 0 to 1.
+
+    Over bins of equal counts, weighted by them (Naeini 2015); nan without answers.
+    """
+    certain = np.asarray(sure, dtype=np.float64)
+    if not len(certain):
+        return math.nan
+    parts = np.array_split(np.argsort(certain, kind="stable"), min(bins, len(certain)))
+    gaps = [len(part) * abs(certain[part].mean() - right[part].mean()) for part in parts]
+    return float(sum(gaps) / len(certain))
+
+
+def mean_by(names: Sequence[object], values: Values) -> NDArray[np.float64]:
+    """The mean of the values that share a name, in the order in which names appear."""
+    found: dict[object, list[float]] = {}
+    for name, value in zip(names, values, strict=True):
+        found.setdefault(name, []).append(float(value))
+    return np.array([sum(one) / len(one) for one in found.values()])
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One policy against the baseline, over the pairs that both answered."""
@@ -130,22 +151,32 @@ class Comparison:
 
 
 def compare(
-    scores: Values, seconds: Values, base_scores: Values, base_seconds: Values
+    items: Sequence[object],
+    scores: Values,
+    seconds: Values,
+    base_scores: Values,
+    base_seconds: Values,
 ) -> Comparison:
-    """Paired: accuracy by McNemar, latency by signed ranks; the speedup is a geometric mean."""
-    after, before = np.asarray(scores), np.asarray(base_scores)
-    right, was_right = after >= 1, before >= 1
-    fixes, harms = int((right & ~was_right).sum()), int((~right & was_right).sum())
-    ratios = np.log(np.asarray(base_seconds) / np.asarray(seconds))
-    low, high = bootstrap_mean(ratios)
+    """Accuracy by McNemar, latency by signed ranks; the speedup is a geometric mean.
+
+    Paired by request, named by `items`. An item's requests (seeds, repeats) are one pair, by their
+    means: asking once more tells nothing about other items. An item is fixed if it became right
+    more often.
+    """
+    gained = mean_by(items, np.asarray(scores) - np.asarray(base_scores))
+    right, was_right = np.asarray(scores) >= 1, np.asarray(base_scores) >= 1
+    changed = mean_by(items, right.astype(float) - was_right)
+    fixes, harms = int((changed > 0).sum()), int((changed < 0).sum())
+    logs = mean_by(items, np.log(np.asarray(base_seconds) / np.asarray(seconds)))
+    low, high = bootstrap_mean(logs)
     return Comparison(
-        pairs=len(after),
-        difference=float((after - before).mean()),
-        difference_interval=bootstrap_mean(after - before),
+        pairs=len(gained),
+        difference=float(gained.mean()),
+        difference_interval=bootstrap_mean(gained),
         fixes=fixes,
         harms=harms,
         p_accuracy=mcnemar(fixes, harms),
-        speedup=float(np.exp(ratios.mean())),
+        speedup=float(np.exp(logs.mean())),
         speedup_interval=(math.exp(low), math.exp(high)),
-        p_latency=wilcoxon(seconds, base_seconds),
+        p_latency=wilcoxon(logs, np.zeros_like(logs)),
     )

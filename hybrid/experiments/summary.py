@@ -3,7 +3,6 @@
 Answers that a scorer could not judge count for nothing, requests that failed count as wrong.
 """
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hybrid import __version__
+from hybrid.experiments.derive import with_plain_drafts
 from hybrid.experiments.records import Record, read_about, read_records
 from hybrid.experiments.statistics import (
     Comparison,
@@ -23,6 +23,7 @@ from hybrid.experiments.statistics import (
     bootstrap_quantile,
     compare,
     holm,
+    mean_by,
     proportion_interval,
 )
 
@@ -114,7 +115,7 @@ def read_results(folder: Path) -> Results:
         names_by_digest[arm["digest"]].append(arm["name"])
     by_arm: dict[str, list[Record]] = {arm["name"]: [] for arm in about["arms"]}
     current = [record for record in records if record.version == __version__]
-    known = [record for record in current if _is_asked_for(record, about)]
+    known = with_plain_drafts([record for record in current if _is_asked_for(record, about)])
     for record in known:
         for name in names_by_digest[record.policy]:
             by_arm[name].append(record)
@@ -145,15 +146,16 @@ def summarise(arm: str, records: Sequence[Record]) -> Summary:
     pairs = [(record.was_right, record.is_right) for record in drafts if record.score is not None]
     forwards = sum(record.steps + record.passes for record in answered)
     positions = sum(len(record.canvases) * record.canvas_length for record in drafts)
-    binary = all(score in (0.0, 1.0) for score in scores)
+    items = {(record.task, record.item) for record in judged}
+    is_simple = len(items) == len(judged) and all(score in (0.0, 1.0) for score in scores)
     right = sum(score >= 1 for score in scores)
     return Summary(
         arm=arm,
         count=len(judged),
         accuracy=_mean(scores),
         accuracy_interval=proportion_interval(right, len(scores))
-        if binary
-        else bootstrap_mean(scores),
+        if is_simple
+        else bootstrap_mean(mean_by([(r.task, r.item) for r in judged], scores)),
         p50_s=_quantile(seconds, 0.5),
         p50_interval=bootstrap_quantile(seconds, 0.5),
         p95_s=_quantile(seconds, 0.95),
@@ -189,6 +191,7 @@ def comparisons(results: Results) -> dict[str, tuple[Comparison, float, float]]:
         if arm == results.about["baseline"] or len(pairs) < 2:
             continue
         found[arm] = compare(
+            [record.place[:2] for record, _ in pairs],
             [record.score or 0.0 for record, _ in pairs],
             [record.seconds for record, _ in pairs],
             [other.score or 0.0 for _, other in pairs],
@@ -230,11 +233,6 @@ def area_under_parallelism(points: Sequence[tuple[float, float]]) -> float:
     for (before, y0), (rho, y1) in pairwise(kept):
         area += 0.5 * (rho - before) * (weighted(y1) + weighted(y0))
     return area
-
-
-def settings_key(settings: Mapping[str, Any]) -> str:
-    """Equal for plans whose answers are."""
-    return json.dumps(settings, sort_keys=True)
 
 
 def _mean(values: Sequence[float]) -> float:

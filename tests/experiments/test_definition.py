@@ -73,6 +73,7 @@ def test_a_wrong_value_in_a_grid_is_found_with_its_line() -> None:
         (("{file: items.jsonl}", "{file: items.jsonl, embedded: all}"), "one of them"),
         (("{refine: {mode: none}}", "{refine: {mode: non}}"), "did you mean 'none'"),
         (("baseline: refiner", "baseline: refine"), "did you mean 'refiner'?"),
+        (("baseline: refiner", "frontier: [draft, verifi]"), "did you mean 'verify'?"),
         (("baseline: refiner", "seeds: [-1]"), "seeds.0: greater than or equal to 0"),
         (("baseline: refiner", "load: {rate: 0}"), "load.rate"),
         (("inline: {defaults: {refine: {mode: generate}}}", "policy: fastest"), "neither a preset"),

@@ -10,9 +10,9 @@ from hybrid.cli import main
 from hybrid.errors import CheckpointError
 from hybrid.experiments.derive import as_cascade, find
 from hybrid.experiments.fit import Plan, _freedom, against_presets, fit, halves, within
-from hybrid.experiments.records import read_records
+from hybrid.experiments.records import read_records, settings_key
 from hybrid.experiments.replay import replay_policy
-from hybrid.experiments.summary import read_results, settings_key
+from hybrid.experiments.summary import read_results
 from hybrid.policies.loader import load_policy, parse_policy
 from tests.experiments.conftest import TEXT
 

@@ -8,15 +8,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hybrid.errors import CheckpointError
 from hybrid.experiments.records import Record, read_records, recording
 from hybrid.experiments.report import write_report
 from hybrid.experiments.summary import (
+    Summary,
     area_under_parallelism,
     comparisons,
     pareto,
     read_results,
     summarise,
 )
+from hybrid.experiments.tables import best_under, fastest_above
+from tests.experiments.conftest import TEXT
 
 Run = Callable[..., Path]
 
@@ -85,8 +89,9 @@ def test_the_report_is_one_page_with_its_pictures(run_small: Run) -> None:
     where = run_small()
     page = write_report(where).read_text("utf-8")
     assert not re.findall(r'(?:src|href|srcset)="(?!data:)', page)
-    assert "http" not in page.replace("http-equiv", "")
-    for name in ("frontier", "draft-max_denoising_steps", "steps", "fix-harm", "predictions"):
+    assert "http" not in re.sub(r'"data:[^"]*"', "", page)
+    names = ("frontier", "quality-max_denoising_steps", "steps", "fix-harm", "fix-harm-tasks")
+    for name in (*names, "predictions"):
         for theme in ("light", "dark"):
             with Image.open(where / "figures" / f"{name}-{theme}.png") as picture:
                 assert picture.width > 600
@@ -122,3 +127,39 @@ def test_a_name_from_a_file_cannot_break_the_page(run_small: Run) -> None:
     with recording(where, {**read_results(where).about, "text": "<script>alert(1)</script>"}):
         pass
     assert "<script>" not in write_report(where).read_text()
+
+
+def test_a_guided_draft_is_compared_with_one_that_nobody_guided(run_small: Run) -> None:
+    guided = (
+        "  guide: {inline: {defaults: {draft: {max_denoising_steps: 1}, refine: {mode: guide}}}}"
+    )
+    where = run_small(TEXT.replace("baseline:", f"{guided}\nbaseline:"))
+    plain = [r.score for r in read_results(where).records["draft max_denoising_steps=1"]]
+    assert [r.draft_score for r in read_results(where).records["guide"]] == plain
+    alone = run_small(f"version: 1\ntasks: {{file: items.jsonl}}\npolicies:\n{guided}\n", "other")
+    assert {r.draft_score for r in read_results(alone).records["guide"]} == {None}
+
+
+def test_tables_answer_which_policy_is_best() -> None:
+    def one(name: str, seconds: float, right: int) -> Summary:
+        return summarise(
+            name, [record(item=n, seconds=seconds, score=float(n < right)) for n in range(10)]
+        )
+
+    found = [one("slow", 0.08, 9), one("fast", 0.004, 5), one("worse", 0.05, 4)]
+    assert [(row["p95 below"], row["policy"]) for row in best_under(found).rows] == [
+        ("5 ms", "fast"), ("100 ms", "slow"),
+    ]  # fmt: skip
+    assert [(row["right at least"], row["policy"]) for row in fastest_above(found).rows] == [
+        ("50 %", "fast"), ("70 %", "slow"), ("80 %", "slow"), ("90 %", "slow"),
+    ]  # fmt: skip
+    assert fastest_above([one("none", 1.0, 0)]).columns == []
+
+
+def test_a_folder_without_its_own_records_is_said(run_small: Run) -> None:
+    where = run_small()
+    about = {**read_results(where).about, "arms": []}
+    with recording(where, about):
+        pass
+    with pytest.raises(CheckpointError, match="no records of this experiment"):
+        write_report(where)

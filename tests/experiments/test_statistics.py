@@ -11,6 +11,7 @@ from scipy import stats
 from hybrid.experiments.statistics import (
     bootstrap_mean,
     bootstrap_quantile,
+    calibration_error,
     compare,
     detectable_difference,
     holm,
@@ -91,8 +92,32 @@ def test_the_detectable_difference_needs_so_many_items(pairs: int) -> None:
 def test_comparing_pairs() -> None:
     scores, base = [1.0, 1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0, 1.0]
     seconds, base_seconds = [1.0, 2.0, 1.0, 2.0, 1.0], [2.0, 4.0, 2.0, 4.0, 2.0]
-    found = compare(scores, seconds, base, base_seconds)
+    found = compare(range(5), scores, seconds, base, base_seconds)
     assert (found.pairs, found.fixes, found.harms) == (5, 2, 1)
     assert found.difference == pytest.approx(0.2)
     assert found.speedup == pytest.approx(2.0)
     assert found.p_accuracy == mcnemar(2, 1)
+    logs = np.log(np.array(base_seconds) / seconds)
+    assert found.p_latency == pytest.approx(stats.wilcoxon(logs).pvalue)
+
+
+def test_repeats_of_an_item_are_no_new_evidence() -> None:
+    """Ten items asked once, or each of them three times: the same pairs, intervals and p-values."""
+    rng = np.random.default_rng(3)
+    scores, base = rng.integers(0, 2, 10).astype(float), rng.integers(0, 2, 10).astype(float)
+    seconds, base_seconds = rng.gamma(2, 1, 10), rng.gamma(2, 1, 10)
+    once = compare(range(10), scores, seconds, base, base_seconds)
+    three = [np.tile(values, 3) for values in (scores, seconds, base, base_seconds)]
+    thrice = compare([*range(10)] * 3, *three)
+    assert thrice.pairs == 10
+    assert thrice.difference_interval == pytest.approx(once.difference_interval)
+    assert thrice.p_accuracy == once.p_accuracy
+    assert thrice.p_latency == pytest.approx(once.p_latency)
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two bins: 0.2 where one of two is right, 0.9 where both are: (2 x 0.3 + 2 x 0.1) / 4."""
+    sure, right = [0.9, 0.2, 0.2, 0.9], np.array([True, False, True, True])
+    assert calibration_error(sure, right, 2) == pytest.approx(0.2)
+    assert calibration_error([1.0, 1.0], np.array([True, True]), 10) == 0.0
+    assert math.isnan(calibration_error([], np.array([], dtype=bool), 10))

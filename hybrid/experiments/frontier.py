@@ -1,0 +1,120 @@
+"""The first picture of a report: right answers against latency, and what nothing beats."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from hybrid.experiments.summary import Summary, pareto
+from hybrid.experiments.theme import Drawing, Theme, milliseconds
+
+Points = Sequence[tuple[str, Summary]]  # a label ("" for none) and a policy's numbers
+_WIDE = 4  # the slowest over the fastest, from which a logarithmic axis is easier to read
+_BELOW_FRONT = 12.0  # points of accuracy below the front's lowest, under which nothing is drawn
+_SPOTS = (
+    (5, 4, "left"), (5, -10, "left"), (-5, 4, "right"), (-5, -10, "right"), (12, -14, "left"),
+    (12, 10, "left"), (-12, 10, "right"), (-12, -16, "right"), (3, 16, "left"), (3, -22, "left"),
+)  # fmt: skip
+
+
+def frontier(groups: Mapping[str, Points]) -> Drawing:
+    """Accuracy against median latency, with intervals and the front of all policies.
+
+    Policies of one grid are joined by a line, in the grid's order. A policy far below the front is
+    named at the lower edge.
+    """
+    everything = [one for points in groups.values() for _, one in points]
+    front = pareto(everything)
+    floor = max(0.0, 100 * min(one.accuracy for one in front) - _BELOW_FRONT)
+
+    def drawing(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        axes.step(
+            [1e3 * one.p50_s for one in front],
+            [100 * one.accuracy for one in front],
+            where="post", color=theme.faint, linewidth=7, alpha=0.45, zorder=1,
+            solid_capstyle="round", solid_joinstyle="round", label="front of all policies",
+        )  # fmt: skip
+        labels: list[tuple[str, float, float, str]] = []
+        for place, (group, points) in enumerate(groups.items()):
+            colour, marker = theme.series(place)
+            shown = [one for _, one in points if 100 * one.accuracy >= floor]
+            _series(axes, shown, colour, marker, group)
+            labels += [
+                (label, 1e3 * one.p50_s, 100 * one.accuracy, colour)
+                for label, one in points
+                if 100 * one.accuracy >= floor
+            ]
+        lowest = min([100 * one.accuracy_interval[0] for one in everything if one in front])
+        axes.set_ylim(max(-3.0, min(floor, lowest - 3)), 103)
+        times = [1e3 * one.p50_s for one in everything if 100 * one.accuracy >= floor]
+        if max(times) > _WIDE * min(times):
+            axes.set_xlim(min(times) / 1.15, max(times) * 1.25)
+            milliseconds(axes)
+        else:
+            bars = [1e3 * one.p50_interval[1] for one in everything]
+            axes.set_xlim(0, min(1.04 * max(bars), 1.5 * max(times)))
+        hidden = [one for one in everything if 100 * one.accuracy < floor]
+        if hidden:
+            names = "; ".join(
+                f"{one.arm}, {100 * one.accuracy:.0f} % in {1e3 * one.p50_s:.0f} ms"
+                for one in hidden
+            )
+            axes.text(
+                0.99, 0.015, f"below: {names}", transform=axes.transAxes, fontsize=7, ha="right",
+                color=theme.ink, alpha=0.75,
+            )  # fmt: skip
+        axes.set_xlabel("median latency, ms")
+        axes.set_ylabel("right answers, %")
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.05 if hidden else 0.0))
+        _place(figure, axes, theme, labels)
+
+    return drawing
+
+
+def _series(axes: Any, points: Sequence[Summary], colour: str, marker: str, name: str) -> None:
+    """One group: its points with both intervals, and a line through them."""
+    if not points:
+        return
+    x = np.array([1e3 * one.p50_s for one in points])
+    y = np.array([100 * one.accuracy for one in points])
+    x_bounds = 1e3 * np.array([one.p50_interval for one in points]).T
+    y_bounds = 100 * np.array([one.accuracy_interval for one in points]).T
+    axes.plot(x, y, color=colour, linewidth=1, alpha=0.55, zorder=2)
+    axes.errorbar(
+        x, y, np.maximum([y - y_bounds[0], y_bounds[1] - y], 0),
+        np.maximum([x - x_bounds[0], x_bounds[1] - x], 0), fmt="none", ecolor=colour,
+        elinewidth=0.9, alpha=0.5, zorder=2,
+    )  # fmt: skip
+    axes.plot(x, y, marker, markersize=5.5, color=colour, label=name, zorder=3)
+
+
+def _place(
+    figure: Figure, axes: Any, theme: Theme, labels: Sequence[tuple[str, float, float, str]]
+) -> None:
+    """Write each label beside its point, where nothing is yet; one that finds no room is left out.
+
+    The table of policies names every point.
+    """
+    figure.draw_without_rendering()  # settles the layout, so that places in pixels are known
+    legend = axes.get_legend()
+    taken = [legend.get_window_extent()] if legend else []
+    marks = [axes.transData.transform((x, y)) for _, x, y, _ in labels]
+    halo = [withStroke(linewidth=2, foreground=theme.paper)]
+    for text, x, y, colour in labels:
+        if not text:
+            continue
+        for right, up, side in _SPOTS:
+            note = axes.annotate(
+                text, (x, y), xytext=(right, up), textcoords="offset points", ha=side,
+                fontsize=7, color=colour, zorder=4, path_effects=halo,
+            )  # fmt: skip
+            box = note.get_window_extent().padded(1)
+            inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
+            on_point = any(box.padded(4).contains(*mark) for mark in marks)
+            if inside and not on_point and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            note.remove()

@@ -1,0 +1,188 @@
+"""The tables of a report: what every policy came to, and which is best for what.
+
+Rows are dictionaries from column to text; a column that no row has anything for is left out.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from hybrid.deadline import format_duration
+from hybrid.experiments.statistics import Comparison
+from hybrid.experiments.summary import Results, Summary, pareto
+
+Row = Mapping[str, str]
+_QUALITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+_NONE = "–"  # noqa: RUF001
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A title, a sentence for the reader, and rows that all have the same columns."""
+
+    title: str
+    note: str
+    rows: Sequence[Row]
+
+    @property
+    def columns(self) -> list[str]:
+        """Those that say something."""
+        names = [*self.rows[0]] if self.rows else []
+        return [name for name in names if any(row[name] != _NONE for row in self.rows)]
+
+
+def best_under(summaries: Sequence[Summary]) -> Table:
+    """The most accurate policy whose p95 is below a limit; limits that change nothing left out."""
+    rows: list[Row] = []
+    best: Summary | None = None
+    for limit in sorted({_round_up(one.p95_s) for one in summaries}):
+        within = [one for one in summaries if one.p95_s <= limit]
+        found = max(within, key=lambda one: (one.accuracy, -one.p50_s))
+        if found != best:
+            rows.append(
+                {"p95 below": format_duration(limit), "policy": found.arm, "right": _share(found)}
+            )
+        best = found
+    return Table("Best policy below a latency", "", rows)
+
+
+def fastest_above(summaries: Sequence[Summary]) -> Table:
+    """The policy with the lowest median latency whose accuracy is at least so much."""
+    rows: list[Row] = []
+    for quality in _QUALITIES:
+        good = [one for one in pareto(summaries) if one.accuracy >= quality]
+        if good:
+            best = min(good, key=lambda one: one.p50_s)
+            rows.append(
+                {
+                    "right at least": f"{100 * quality:.0f} %",
+                    "policy": best.arm,
+                    "p50": _time(best.p50_s, best.p50_interval),
+                }
+            )
+    return Table("Fastest policy above a quality", "", rows)
+
+
+def all_tables(
+    results: Results,
+    summaries: Mapping[str, Summary],
+    compared: Mapping[str, tuple[Comparison, float, float]],
+    by_task: Mapping[str, Mapping[str, Summary]],
+) -> Iterator[Table]:
+    """Every policy's numbers, a table a question."""
+    yield Table(
+        "Quality and latency",
+        "In time: the share that kept the policy's budget. Time a right answer: all the time spent "
+        "over the right answers that came of it.",
+        [_quality(one, results) for one in summaries.values()],
+    )
+    if compared:
+        yield Table(
+            f"Against {results.about['baseline']}",
+            "Paired, item by item. Gained and lost: items that are right under this policy and "
+            "wrong under the baseline, and the reverse. p-values are corrected for the number of "
+            "policies.",
+            [_against(arm, *found) for arm, found in compared.items()],
+        )
+    yield Table(
+        "Drafting and refining",
+        "A pass is a denoising step or a pass of the refiner. Fill: the share of canvas positions "
+        "that became answer. Converged: canvases that stopped by themselves. Entropy: mean of a "
+        "canvas at commit, in nats a position. Fixed, harmed: drafts that refining put right or "
+        "wrong; a guided draft is compared with one that nobody guided.",
+        [_drafting(one) for one in summaries.values()],
+    )
+    yield Table(
+        "Right answers by task, %",
+        "",
+        [
+            {
+                "policy": arm,
+                **{
+                    task: f"{100 * found[arm].accuracy:.0f}" if arm in found else _NONE
+                    for task, found in by_task.items()
+                },
+            }
+            for arm in summaries
+        ],
+    )
+
+
+def _quality(one: Summary, results: Results) -> Row:
+    requests = str(one.count)
+    if one.failed or one.unjudged:
+        requests += f", {one.failed} failed, {one.unjudged} not judged"
+    return {
+        "policy": one.arm,
+        "requests": requests,
+        "right": _share(one),
+        "p50": _time(one.p50_s, one.p50_interval),
+        "p95": _time(one.p95_s, one.p95_interval),
+        "in time": f"{100 * one.in_time:.1f} %",
+        "time a right answer": format_duration(one.seconds_per_right)
+        if math.isfinite(one.seconds_per_right)
+        else "never",
+        "records": next(a["digest"] for a in results.about["arms"] if a["name"] == one.arm)[:8],
+    }
+
+
+def _against(arm: str, found: Comparison, p_accuracy: float, p_latency: float) -> Row:
+    low, high = found.difference_interval
+    slow, fast = found.speedup_interval
+    return {
+        "policy": arm,
+        "pairs": str(found.pairs),
+        "difference, points": (
+            f"{100 * found.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        ),
+        "gained": str(found.fixes),
+        "lost": str(found.harms),
+        "p": _p(p_accuracy),
+        "times as fast": f"{found.speedup:.2f} ({slow:.2f} to {fast:.2f})",
+        "p ": _p(p_latency),
+    }
+
+
+def _drafting(one: Summary) -> Row:
+    drafts = one.fixes + one.harms + one.kept_right + one.kept_wrong
+    return {
+        "policy": one.arm,
+        "steps a canvas": _number(one.steps_per_canvas),
+        "converged": _per_cent(one.converged),
+        "entropy": _number(one.entropy, 3),
+        "fill": _per_cent(one.canvas_fill),
+        "refiner passes": _number(one.passes),
+        "tokens a pass": _number(one.tokens_per_forward),
+        "fixed": str(one.fixes) if drafts else _NONE,
+        "harmed": str(one.harms) if drafts else _NONE,
+        "right before and after": str(one.kept_right) if drafts else _NONE,
+        "wrong before and after": str(one.kept_wrong) if drafts else _NONE,
+    }
+
+
+def _share(one: Summary) -> str:
+    low, high = one.accuracy_interval
+    return f"{100 * one.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _time(seconds: float, interval: tuple[float, float]) -> str:
+    low, high = (1e3 * bound for bound in interval)
+    return f"{1e3 * seconds:.1f} ms ({low:.1f} to {high:.1f})"
+
+
+def _round_up(seconds: float) -> float:
+    """To the next of 1, 1.5, 2, 3, 5, 7, 10, ..."""
+    scale = 10.0 ** math.floor(math.log10(seconds))
+    return next(step * scale for step in (1, 1.5, 2, 3, 5, 7, 10) if step * scale >= seconds)
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def _number(value: float, digits: int = 1) -> str:
+    return _NONE if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _per_cent(value: float) -> str:
+    return _NONE if math.isnan(value) else f"{100 * value:.0f} %"

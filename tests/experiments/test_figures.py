@@ -1,0 +1,82 @@
+"""What the pictures of a report must not do: overlap, hide a policy, or say something else."""
+
+from itertools import combinations
+
+import matplotlib
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+
+from hybrid.experiments.figures import _apart, curves, fix_harm_matrix
+from hybrid.experiments.frontier import frontier
+from hybrid.experiments.summary import Summary, summarise
+from hybrid.experiments.theme import THEMES, Drawing
+from tests.experiments.test_report import record
+
+
+def summary(name: str, seconds: float, right: int) -> Summary:
+    records = [record(item=n, seconds=seconds, score=float(n < right)) for n in range(100)]
+    return summarise(name, records)
+
+
+def drawn(drawing: Drawing, theme: int = 0) -> Figure:
+    with matplotlib.rc_context(THEMES[theme].settings()):
+        figure = Figure(figsize=(8.4, 5.0), layout="constrained")
+        drawing(figure, THEMES[theme])
+        figure.draw_without_rendering()
+    return figure
+
+
+@pytest.fixture
+def crowded() -> Figure:
+    """Twelve policies within a millisecond and two points, and one far away."""
+    points = [(f"{n} steps", summary(f"d {n}", 0.010 + 1e-4 * n, 80 + n % 3)) for n in range(12)]
+    far = ("", summary("rewrite", 0.09, 0))
+    return drawn(frontier({"draft": points, "rewrite": [far]}))
+
+
+def test_labels_of_points_overlap_neither_each_other_nor_the_legend(crowded: Figure) -> None:
+    (axes,) = crowded.axes
+    notes = [text for text in axes.texts if isinstance(text, Annotation)]
+    legend = axes.get_legend()
+    assert legend is not None
+    boxes = [note.get_window_extent() for note in notes] + [legend.get_window_extent()]
+    assert len(notes) >= 4
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_a_policy_far_below_the_front_is_named_instead_of_drawn(crowded: Figure) -> None:
+    (axes,) = crowded.axes
+    assert [t.get_text() for t in axes.texts if "below" in t.get_text()] == [
+        "below: rewrite, 0 % in 90 ms"
+    ]
+    assert axes.get_ylim()[0] > 50
+
+
+def test_numbers_at_ticks_do_not_touch() -> None:
+    assert _apart([1, 2, 4, 8, 12, 16, 20, 24, 32, 48]) == [1, 2, 4, 8, 16, 48]
+    bounds = _apart([0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6])
+    assert (bounds[0], bounds[-1]) == (0.01, 1.6)
+    assert len(bounds) < 8
+    assert _apart([3.0]) == [3.0]
+
+
+def test_curves_have_a_panel_a_task_and_one_legend() -> None:
+    points = [(1.0, 3, 10), (2.0, 8, 10)]
+    by_task = {"a": {"draft": points, "verify": points}, "b": {"draft": points}}
+    figure = drawn(curves(by_task, "steps", {"a": 0.9}, "refiner"))
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title("left") for axes in shown] == ["a", "b"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "refiner", "draft", "verify",
+    ]  # fmt: skip
+    lines = [line.get_ydata() for line in shown[0].lines]
+    assert [list(line) for line in lines[1:]] == [[30.0, 80.0]] * 2
+
+
+def test_the_matrix_says_what_was_fixed_and_harmed() -> None:
+    changes = {"verify": {"a": (3, 0, 4), "b": (0, 0, 4)}, "rewrite": {"a": (0, 2, 4)}}
+    axes = drawn(fix_harm_matrix(changes), theme=1).axes[0]
+    said = [text.get_text() for text in axes.texts]
+    assert said == ["+3 \N{MINUS SIGN}0", "·", "+0 \N{MINUS SIGN}2", "·"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["verify", "rewrite"]
