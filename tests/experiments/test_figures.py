@@ -3,6 +3,7 @@
 from itertools import combinations
 
 import matplotlib
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
@@ -70,8 +71,8 @@ def test_curves_have_a_panel_a_task_and_one_legend() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "refiner", "draft", "verify",
     ]  # fmt: skip
-    lines = [line.get_ydata() for line in shown[0].lines]
-    assert [list(line) for line in lines[1:]] == [[30.0, 80.0]] * 2
+    drawn_lines = np.array([line.get_ydata() for line in shown[0].lines[1:]])
+    assert drawn_lines.tolist() == [[30, 80]] * 2
 
 
 def test_the_matrix_says_what_was_fixed_and_harmed() -> None:
