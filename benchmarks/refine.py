@@ -1,9 +1,9 @@
 """What refining does to the embedded pair's drafts: `python benchmarks/refine.py`, a few minutes.
 
 Every mode gets the same drafts of the same held-out prompts, each drafted by itself in at most 16
-steps; only `cascade, quick` has its own, of 1 step, or what `QUICK_STEPS` says of the task. Accuracy
-has a 95 % Wilson interval; the time (drafting and refining, a prompt at a time, as a share of what
-the refiner takes alone) and AUROC have bootstrap ones.
+steps; only `cascade, quick` has its own, of 1 step, or what `QUICK_STEPS` says of the task.
+Accuracy has a 95 % Wilson interval; the time (drafting and refining, a prompt at a time, as a share
+of what the refiner takes alone) and AUROC have bootstrap ones.
 """
 
 import json

@@ -75,6 +75,7 @@ class Hybrid:
         watch: bool = False,
         signals: Mapping[str, Callable[[Request], SignalValue]] | None = None,
         rule: PythonRule | None = None,
+        max_in_flight: int = MAX_IN_FLIGHT,
     ) -> Self:
         """Under a preset's name, a policy file or a policy; raises PolicyError. Loads no model.
 
@@ -84,9 +85,10 @@ class Hybrid:
         if watch and (isinstance(policy, Policy) or str(policy) in preset_names()):
             raise RequestError("watch", watch, "only a policy file can change")
         if isinstance(policy, Policy):
-            return cls(policy, signals=signals, rule=rule)
-        found = WatchedPolicy(policy) if watch else load_policy(policy)
-        return cls(found, signals=signals, rule=rule)
+            found: Policy | WatchedPolicy = policy
+        else:
+            found = WatchedPolicy(policy) if watch else load_policy(policy)
+        return cls(found, signals=signals, rule=rule, max_in_flight=max_in_flight)
 
     @property
     def policy(self) -> Policy:
@@ -201,9 +203,14 @@ class AsyncHybrid:
         watch: bool = False,
         signals: Mapping[str, Callable[[Request], SignalValue]] | None = None,
         rule: PythonRule | None = None,
+        max_in_flight: int = MAX_IN_FLIGHT,
     ) -> Self:
         """See `Hybrid.from_policy`."""
-        return cls(Hybrid.from_policy(policy, watch=watch, signals=signals, rule=rule))
+        return cls(
+            Hybrid.from_policy(
+                policy, watch=watch, signals=signals, rule=rule, max_in_flight=max_in_flight
+            )
+        )
 
     async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result:
         """See `Hybrid.generate`; cancelling the task frees the models within one step."""

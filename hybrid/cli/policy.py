@@ -125,7 +125,7 @@ def explain(
     steps
         Most denoising steps a canvas (max_denoising_steps).
     refine
-        What the refiner does: none, score, best_of, repair, cascade, verify or generate.
+        What the refiner does: one of the modes in docs/refining.md, such as none or verify.
     infill
         A template of the answer with blanks to fill in, written <blank:N> (N tokens).
     as_json

@@ -1,9 +1,11 @@
 """Policy files and presets: where they are read from, and how they are understood."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from hybrid.deadline import parse_duration
 from hybrid.errors import PolicyError, Problem
 from hybrid.policies.loader import load_policy, parse_policy, preset_names
 
@@ -126,3 +128,21 @@ def test_a_file_gives_its_path_as_the_policys_name(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(HEAD)
     assert load_policy(file).name == str(file)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/policies.md"])
+def test_the_policies_in_the_documentation_are_valid(page: str) -> None:
+    text = (Path(__file__).parents[2] / page).read_text()
+    blocks = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.S) if HEAD[:-1] in block]
+    assert blocks
+    for block in blocks:
+        assert parse_policy(block, page).notes == ()
+
+
+def test_the_documentation_has_a_row_for_every_preset() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\d+m?s) \|", text, re.M))
+    policies = [load_policy(name) for name in preset_names()]
+    assert {name: parse_duration(budget) for name, budget in rows.items()} == {
+        policy.name: policy.defaults.budget for policy in policies
+    }
