@@ -1,7 +1,7 @@
 """Mixture of experts over many experts: each runs once, on the tokens that chose it.
 
-Tokens are sorted by expert, so an expert's inputs are one slice. With few experts running all of
-them on all tokens is faster, and the layer does that instead.
+Tokens are sorted by expert, so an expert's inputs are one slice. For few experts and tokens running
+all of them on all tokens is faster, and the layer does that instead.
 """
 
 import torch
@@ -23,12 +23,10 @@ def mixture_torch(
     order = experts.flatten().argsort()
     token = order // top_k
     counts = experts.flatten().bincount(minlength=len(gate_up)).tolist()
-    sorted_x = x[token]
-    sorted_weights = weights.flatten()[order, None].to(x.dtype)
-    outputs = []
-    for expert, rows in enumerate(torch.split(sorted_x, counts)):
-        if len(rows):
-            gate, up = linear(rows, gate_up[expert]).chunk(2, -1)
-            outputs.append(linear(gelu_gate_torch(gate, up), down[expert]))
-    weighted = torch.cat(outputs) * sorted_weights
-    return torch.zeros_like(x).index_add_(0, token, weighted)
+    rows = x.index_select(0, token).split_with_sizes(counts)
+    wide = [linear(part, matrix) for part, matrix in zip(rows, gate_up, strict=True) if len(part)]
+    gate, up = torch.cat(wide).chunk(2, -1)
+    shares = weights.flatten().index_select(0, order)[:, None].to(x.dtype)
+    rows = gelu_gate_torch(gate, up).mul_(shares).split_with_sizes(counts)
+    outputs = [linear(part, matrix) for part, matrix in zip(rows, down, strict=True) if len(part)]
+    return torch.zeros_like(x).index_add_(0, token, torch.cat(outputs))

@@ -16,7 +16,7 @@ from hybrid.gemma.checkpoint import FLOATS, Checkpoint
 from hybrid.gemma.config import GemmaConfig, LayerConfig
 from hybrid.gemma.quantized import ACTIVATION_SCALES, MatrixReader, read_convention
 
-# Running a few experts on all tokens beats gathering for each: one multiplication instead of many.
+# Running a few experts on all of few tokens beats gathering for each: one multiplication, not many.
 FEW_EXPERTS = 8
 # Of other kinds of input; hybrid is about text.
 TOWERS = tuple(
@@ -37,16 +37,26 @@ class AttentionWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertWeights:
-    """`gate_up` [E, 2 * I, H] for many experts, empty for few, whose rows are in the dense matrix.
+class UnitedWeights:
+    """Few experts as one network beside the dense one, for running all of them on every token.
 
-    `down` is [E, H, I] for many and [H, E * I] for few; the experts' own scales are folded in.
+    `input` [gates, ups, both with the experts' after the dense ones, and router logits, H]; `down`
+    [H, E * I].
     """
+
+    input: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """`gate_up` [E, 2 * I, H], `down` [E, H, I]; the experts' own scales are folded in."""
 
     gate_up: Tensor
     down: Tensor
     dense_norm: Tensor
     expert_norm: Tensor
+    united: UnitedWeights | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,26 +196,29 @@ class _Reader:
     def feed_forward(self, prefix: str) -> FeedForwardWeights:
         hidden, intermediate = self.config.hidden_size, self.config.intermediate_size
         pre_norm = self.norm(f"{prefix}pre_feedforward_layernorm")
-        gates = [self.matrix(f"{prefix}mlp.gate_proj", intermediate, hidden) * pre_norm]
-        ups = [self.matrix(f"{prefix}mlp.up_proj", intermediate, hidden) * pre_norm]
+        gate = self.matrix(f"{prefix}mlp.gate_proj", intermediate, hidden) * pre_norm
+        up = self.matrix(f"{prefix}mlp.up_proj", intermediate, hidden) * pre_norm
         router: list[Tensor] = []
         experts = None
         if self.config.num_experts:
             gate_up, down = self.experts(prefix)
-            if self.config.num_experts <= FEW_EXPERTS:
-                halves = gate_up.chunk(2, dim=1)
-                gates.append(halves[0].flatten(0, 1))
-                ups.append(halves[1].flatten(0, 1))
-                gate_up, down = gate_up[:0], down.transpose(0, 1).flatten(1)
             router = [self.router(prefix)]
+            united = None
+            if self.config.num_experts <= FEW_EXPERTS:
+                gates, ups = (half.flatten(0, 1) for half in gate_up.chunk(2, dim=1))
+                united = UnitedWeights(
+                    self.multiplied(torch.cat([gate, gates, up, ups, *router])),
+                    self.cast(down.transpose(0, 1).flatten(1)),
+                )
             experts = ExpertWeights(
                 self.cast(gate_up),
                 self.cast(down),
                 self.vector(f"{prefix}post_feedforward_layernorm_1"),
                 self.vector(f"{prefix}post_feedforward_layernorm_2"),
+                united,
             )
         return FeedForwardWeights(
-            self.multiplied(torch.cat([*gates, *ups, *router])),
+            self.multiplied(torch.cat([gate, up, *router])),
             self.cast(self.matrix(f"{prefix}mlp.down_proj", hidden, intermediate)),
             self.vector(f"{prefix}post_feedforward_layernorm"),
             experts,

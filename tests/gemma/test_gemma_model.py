@@ -253,6 +253,15 @@ def test_no_soft_embedding_is_one_of_zeros(diffusion: Pair) -> None:
     )
 
 
+def test_many_tokens_find_their_experts(diffusion: Pair) -> None:
+    native, prompt = diffusion.native, tokens(200)
+    cache = native.new_cache(1, 200)
+    hidden = read(native, cache, prompt)
+    expected, past = diffusion.encode(prompt.tolist())
+    close(hidden, expected)
+    same_cache(native, cache, 0, past)
+
+
 @pytest.mark.parametrize("length", [5, 13, 40])
 def test_causal_models(causal: Pair, length: int) -> None:
     native, prompt = causal.native, tokens(length)
