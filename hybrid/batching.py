@@ -99,7 +99,7 @@ class SharedDrafter:
             for ticket in tickets:
                 heapq.heappush(self._waiting, ticket)
             self._changed.notify_all()
-            if self._threads < self._batches:
+            for _ in range(min(len(jobs), self._batches - self._threads)):
                 self._threads += 1
                 Thread(target=self._work, name="hybrid-drafter", daemon=True).start()
         try:

@@ -181,6 +181,16 @@ def test_rows_are_admitted_in_the_order_of_asking_as_soon_as_one_is_free() -> No
     assert [line for line in counting.diary if line[0] == "+"] == ["+0", "+1", "+2", "+3", "+4"]
 
 
+def test_one_callers_jobs_are_spread_over_all_batches() -> None:
+    counting = Counting(batches=2)
+    shared = SharedDrafter(counting, slots=8)
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(shared.draft, [job("x", seed, 2) for seed in range(8)])
+        until(lambda: len(counting.diary) > 4)  # before a step, and a batch has four rows
+        counting.gate.set()
+        assert [draft.text for draft in asked.result(5)] == [str(seed) for seed in range(8)]
+
+
 def test_of_those_in_line_whoever_has_the_least_time_is_admitted_first() -> None:
     counting = Counting()
     shared = SharedDrafter(counting, slots=1)
