@@ -5,13 +5,17 @@ sum to at most the bound: the sum is exclusive, so the surest position is always
 one that crosses the bound. It bounds the dependence that parallel sampling ignores (arXiv
 2505.24857).
 
-`accept` is all that happens to a canvas between sampling and the next step.
+`accept` is all that happens to a canvas between sampling and the next step. On a GPU one program
+has one canvas and finds the sum before each place by comparing it with all others: 256 places are
+65,536 comparisons, and no sort.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from hybrid.kernels.launch import launch, uses_triton
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,41 @@ def accept(
     -1 before a canvas's first step. ``fixed_ids`` int32 [R, C] is a token where the place holds it
     for certain, at no entropy, and -1 elsewhere.
     """
-    return accept_torch(entropy, best, sample, random_ids, previous_best, fixed_ids, bound)
+    if not uses_triton(entropy):
+        return accept_torch(entropy, best, sample, random_ids, previous_best, fixed_ids, bound)
+    from hybrid.kernels.device.accept import accept_row
+
+    rows, places = entropy.shape
+    accepted = Acceptance(
+        next_ids=torch.empty_like(sample),
+        kept=torch.empty_like(sample, dtype=torch.bool),
+        best=torch.empty_like(best),
+        entropy=torch.empty_like(entropy),
+        mean_entropy=torch.empty_like(bound),
+        is_same=torch.empty_like(bound, dtype=torch.bool),
+    )
+    launch(
+        accept_row,
+        (rows,),
+        entropy,
+        best,
+        sample,
+        random_ids,
+        previous_best,
+        fixed_ids,
+        bound,
+        accepted.next_ids,
+        accepted.kept,
+        accepted.best,
+        accepted.entropy,
+        accepted.mean_entropy,
+        accepted.is_same,
+        C=places,
+        BLOCK_C=1 << (places - 1).bit_length(),
+        BLOCK_J=16,
+        num_warps=8,
+    )
+    return accepted
 
 
 def accept_torch(

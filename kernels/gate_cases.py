@@ -11,13 +11,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from hybrid.kernels.accept import accept
 from hybrid.kernels.attention import cached_attention
 from hybrid.kernels.experts import experts
+from hybrid.kernels.head import VOCABULARY_TILE, head, head_sample, head_scores
+from hybrid.kernels.noise import draw_keys, random_tokens
 from hybrid.kernels.norms import attention_residual, feed_forward_residual, rms_norm
 from hybrid.kernels.nvfp4 import TILE_COLUMNS, TILE_ROWS, PackedMatrix
 from hybrid.kernels.quantize import dequantize, quantize, quantize_rows
 from hybrid.kernels.route import route
 from hybrid.kernels.selfcond import condition
+from hybrid.kernels.soft_embed import soft_embed
 
 HIDDEN, CANVAS, CONTEXT, WINDOW = 2816, 256, 4096, 1024
 VOCABULARY, EXPERTS, TOP_K, EXPERT_SIZE = 262144, 128, 8, 704
@@ -52,7 +56,8 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 def cases() -> list[Case]:
     """Every case, in the order of a step."""
-    return [*_attention_cases(), *_row_cases(), *_expert_cases(), *_quantizing_cases()]
+    layers = [*_attention_cases(), *_row_cases(), *_expert_cases()]
+    return [*layers, *_vocabulary_cases(), *_quantizing_cases()]
 
 
 def _attention_cases() -> list[Case]:
@@ -156,3 +161,58 @@ def _quantizing_cases() -> list[Case]:
         Case("dequantize", partial(dequantize, packed, scales, scale_2)),
         Case("quantize rows", partial(quantize_rows, x, scale)),
     ]
+
+
+def _vocabulary_cases() -> list[Case]:
+    whole = partial(meta, dtype=torch.int32)
+    single = partial(meta, dtype=torch.float32)
+    numbers, canvas = whole(1), whole(1, CANVAS)
+    chances, bound = single(1, CANVAS), single(1)
+    accepting = partial(accept, chances, canvas, canvas, canvas, canvas, canvas, bound)
+    found = [
+        Case("draw keys", partial(draw_keys, whole(1, 2), numbers, numbers, 1, CANVAS)),
+        Case("random tokens", partial(random_tokens, canvas, VOCABULARY)),
+        Case("accept", accepting),
+    ]
+    for rows in (1, 4):
+        tokens = rows * CANVAS
+        drawing = partial(_sample, tokens, None)
+        found.append(Case(f"head and sample, {rows} x {CANVAS}", drawing, ("sample_tile",)))
+        expecting = partial(_expect, tokens, 0.0)
+        found.append(Case(f"soft embedding, {rows} x {CANVAS}", expecting, ("expect",)))
+    found.append(Case("head and sample, barred", partial(_sample, CANVAS, 4), ("sample_tile",)))
+    found.append(Case("soft embedding, skipping", partial(_expect, CANVAS, 1e-7)))
+    for tokens in (1, 16, CANVAS):
+        scoring = partial(_score, tokens)
+        matrix = WIDE if tokens > 16 else NARROW
+        found.append(Case(f"head scores, {tokens}", scoring, ("score_tile",), matrix))
+    plain = partial(head, meta(1, HIDDEN), meta(VOCABULARY, HIDDEN), 30.0)
+    return [*found, Case("head, 1", plain, ("plain_tile",), NARROW)]
+
+
+def _sample(tokens: int, barred: int | None) -> object:
+    return head_sample(
+        meta(tokens, HIDDEN),
+        meta(VOCABULARY, HIDDEN),
+        30.0,
+        meta(tokens, dtype=torch.float32),
+        meta(tokens, dtype=torch.int32),
+        None if barred is None else meta(tokens, barred, dtype=torch.int32),
+    )
+
+
+def _score(tokens: int) -> object:
+    ids = meta(tokens, dtype=torch.int32)
+    return head_scores(meta(tokens, HIDDEN), meta(VOCABULARY, HIDDEN), 30.0, ids)
+
+
+def _expect(tokens: int, skip_below: float) -> object:
+    return soft_embed(
+        meta(tokens, VOCABULARY),
+        meta(tokens, dtype=torch.float32),
+        meta(VOCABULARY, HIDDEN),
+        meta(tokens, dtype=torch.int32),
+        53.0,
+        meta(tokens, VOCABULARY // VOCABULARY_TILE, dtype=torch.float32),
+        skip_below,
+    )

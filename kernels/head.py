@@ -12,15 +12,18 @@ at most) and takes 19 us where torch's own tanh takes 81 us (32 x 919 float32, o
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from hybrid.kernels.constants import constant
+from hybrid.kernels.launch import architecture, launch, uses_triton
 from hybrid.kernels.noise import gumbel_torch
 
 VOCABULARY_TILE = 128
+_LARGE = (90, 100, 103)  # architectures with 227 KB of shared memory
 BARRED = -1e4  # as a logit: finite, so that an entropy of it is
 
 
@@ -47,7 +50,13 @@ def head(hidden: Tensor, embedding: Tensor, softcap: float | None) -> Tensor:
 
     ``hidden`` [..., H] after the final norm; ``embedding`` [V, H] in its stored, unscaled form.
     """
-    return head_torch(hidden, embedding, softcap)
+    if not uses_triton(hidden):
+        return head_torch(hidden, embedding, softcap)
+    from hybrid.kernels.device.head import plain_tile
+
+    logits = torch.empty(len(hidden), len(embedding), device=hidden.device)
+    _launch(plain_tile, hidden, embedding, logits, SOFTCAP=softcap or 0.0)
+    return logits
 
 
 def head_torch(hidden: Tensor, embedding: Tensor, softcap: float | None) -> Tensor:
@@ -67,7 +76,28 @@ def head_scores(
 
     ``hidden`` [T, H] and ``embedding`` [V, H] as for `head`. Of equal logits the first is best.
     """
-    return head_scores_torch(hidden, embedding, softcap, token_ids)
+    if not uses_triton(hidden):
+        return head_scores_torch(hidden, embedding, softcap, token_ids)
+    from hybrid.kernels.device.head import merge_scores, score_tile
+
+    tokens, tiles = len(hidden), -(-len(embedding) // VOCABULARY_TILE)
+    largest, sums = (hidden.new_empty(tokens, tiles, dtype=torch.float32) for _ in range(2))
+    best = hidden.new_empty(tokens, tiles, dtype=torch.int32)
+    given, scores = (hidden.new_empty(tokens, dtype=torch.float32) for _ in range(2))
+    chosen = torch.empty_like(token_ids)
+    _launch(
+        score_tile,
+        hidden,
+        embedding,
+        token_ids,
+        largest,
+        sums,
+        best,
+        given,
+        SOFTCAP=softcap or 0.0,
+    )
+    _merge(merge_scores, largest, sums, best, given, scores, chosen, V=len(embedding))
+    return scores, chosen
 
 
 def head_scores_torch(
@@ -92,7 +122,59 @@ def head_sample(
     The sample is the arg-max of logits and `gumbel_torch` noise under ``keys`` (int32 [T]). Of
     equals the first is taken. ``barred`` int32 [T, J] names tokens that are not to come, -1 none.
     """
-    return head_sample_torch(hidden, embedding, softcap, temperature, keys, barred)
+    if not uses_triton(hidden):
+        return head_sample_torch(hidden, embedding, softcap, temperature, keys, barred)
+    from hybrid.kernels.device.head import merge_samples, sample_tile
+
+    (tokens, _), vocabulary = hidden.shape, len(embedding)
+    tiles = -(-vocabulary // VOCABULARY_TILE)
+    tile_largest, sums, moments, noisy = (
+        hidden.new_empty(tokens, tiles, dtype=torch.float32) for _ in range(4)
+    )
+    tile_best, drawn = (hidden.new_empty(tokens, tiles, dtype=torch.int32) for _ in range(2))
+    sampled = HeadSample(
+        logits=hidden.new_empty(tokens, vocabulary),
+        largest=torch.empty_like(temperature),
+        log_sum_exp=torch.empty_like(temperature),
+        entropy=torch.empty_like(temperature),
+        best=torch.empty_like(keys),
+        sample=torch.empty_like(keys),
+        tile_largest=tile_largest,
+    )
+    _launch(
+        sample_tile,
+        hidden,
+        embedding,
+        temperature,
+        keys,
+        keys if barred is None else barred,
+        sampled.logits,
+        tile_largest,
+        sums,
+        moments,
+        tile_best,
+        noisy,
+        drawn,
+        SOFTCAP=softcap or 0.0,
+        BARRED=BARRED,
+        J=0 if barred is None else barred.shape[1],
+    )
+    _merge(
+        merge_samples,
+        tile_largest,
+        sums,
+        moments,
+        tile_best,
+        noisy,
+        drawn,
+        sampled.largest,
+        sampled.log_sum_exp,
+        sampled.entropy,
+        sampled.best,
+        sampled.sample,
+        V=vocabulary,
+    )
+    return sampled
 
 
 def head_sample_torch(
@@ -124,3 +206,50 @@ def head_sample_torch(
         sample=(logits + gumbel_torch(keys, vocabulary)).argmax(-1).int(),
         tile_largest=tiled.amax(-1),
     )
+
+
+def _launch(
+    kernel: Any, hidden: Tensor, embedding: Tensor, *tensors: Tensor, **numbers: Any
+) -> None:
+    """A program a tile: neighbours share their tile of the vocabulary, so it is read once."""
+    (tokens, hidden_size), vocabulary = hidden.shape, len(embedding)
+    device = architecture(hidden.device)
+    block_m, num_warps = _tile(device, tokens, samples="J" in numbers)
+    launch(
+        kernel,
+        (-(-tokens // block_m) * -(-vocabulary // VOCABULARY_TILE),),
+        hidden,
+        embedding,
+        *tensors,
+        **numbers,
+        T=tokens,
+        V=vocabulary,
+        H=hidden_size,
+        BLOCK_M=block_m,
+        BLOCK_V=VOCABULARY_TILE,
+        BLOCK_H=64,
+        num_warps=num_warps,
+        num_stages=4 if device in _LARGE else 3,
+    )
+
+
+def _tile(architecture: int, tokens: int, samples: bool) -> tuple[int, int]:
+    """Rows of a tile and warps, without spilled registers by ptxas under Triton 3.6.0 and 3.7.1.
+
+    Sampling needs more registers after the product than the product itself: on Hopper twice the
+    warps share them, and the B200, whose wide instructions end at 8 warps, takes half the rows.
+    """
+    if tokens <= 16:
+        return 16, 4
+    if tokens <= 64 or architecture not in _LARGE:
+        return 64, 8 if samples and architecture in _LARGE else 4
+    if samples:
+        return (128, 16) if architecture == 90 else (64, 8)
+    return 128, 8
+
+
+def _merge(kernel: Any, first: Tensor, *tensors: Tensor, V: int) -> None:
+    """One program a row, over what its tiles came to."""
+    rows, tiles = first.shape
+    block = 1 << (tiles - 1).bit_length()
+    launch(kernel, (rows,), first, *tensors, V=V, TILES=tiles, BLOCK_TILES=block, num_warps=8)

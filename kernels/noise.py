@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hybrid.kernels.launch import launch, uses_triton
+
 GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: spreads consecutive counters over the range
 _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B
 _MASK = 0xFFFFFFFF
@@ -67,7 +69,23 @@ def draw_keys(seeds: Tensor, canvas: Tensor, step: Tensor, purpose: int, positio
 
     ``seeds`` int32 [R, 2] holds the low and the high word; ``canvas`` and ``step`` int32 [R].
     """
-    return draw_keys_torch(seeds, canvas, step, purpose, positions)
+    if not uses_triton(seeds):
+        return draw_keys_torch(seeds, canvas, step, purpose, positions)
+    from hybrid.kernels.device.noise import row_positions
+
+    keys = torch.empty(len(seeds), positions, device=seeds.device, dtype=torch.int32)
+    launch(
+        row_positions,
+        (len(seeds),),
+        seeds,
+        canvas,
+        step,
+        keys,
+        PURPOSE=purpose,
+        POSITIONS=positions,
+        BLOCK_C=1 << (positions - 1).bit_length(),
+    )
+    return keys
 
 
 def draw_keys_torch(
@@ -87,7 +105,14 @@ def position_keys_torch(row_keys: Tensor, positions: int) -> Tensor:
 
 def random_tokens(keys: Tensor, vocabulary: int) -> Tensor:
     """Uniform token ids, int32 of the keys' shape: the high word of ``key * vocabulary``."""
-    return random_tokens_torch(keys, vocabulary)
+    if not uses_triton(keys):
+        return random_tokens_torch(keys, vocabulary)
+    from hybrid.kernels.device.noise import tokens_of
+
+    tokens, count = torch.empty_like(keys), keys.numel()
+    block = 256
+    launch(tokens_of, (-(-count // block),), keys, tokens, N=count, V=vocabulary, BLOCK_N=block)
+    return tokens
 
 
 def random_tokens_torch(keys: Tensor, vocabulary: int) -> Tensor:

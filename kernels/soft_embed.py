@@ -4,13 +4,22 @@ Probabilities are those of the logits as rounded, normalised by their own sum: t
 take their softmax of rounded logits too, and a bf16 logit of 30 is off by up to 6 %.
 
 Most of a vocabulary has no weight worth reading. A tile of `VOCABULARY_TILE` ids none of which has
-a probability of `skip_below` counts as zero, for each row by its own probabilities.
+a probability of `skip_below` counts as zero, for each row by its own probabilities. A program that
+has such a tile for all its rows does not read it.
+
+On a GPU the vocabulary is shared among programs, whose sums are added in their order: 256 places
+make 22 tiles of the output, and there are 132 multiprocessors to keep busy.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hybrid.kernels.head import VOCABULARY_TILE
+from hybrid.kernels.launch import architecture, launch, multiprocessors, uses_triton
+
+_MOST_SPLITS = 8
 
 
 def soft_embed(
@@ -28,9 +37,56 @@ def soft_embed(
     `head_sample`; without `tile_largest` nothing is skipped. ``embedding`` [V, H]; ``fixed_ids``
     int32 [T] is a token where the row is certain of it and -1 elsewhere.
     """
-    return soft_embed_torch(
-        logits, log_sum_exp, embedding, fixed_ids, scale, tile_largest, skip_below
+    if not uses_triton(logits):
+        return soft_embed_torch(
+            logits, log_sum_exp, embedding, fixed_ids, scale, tile_largest, skip_below
+        )
+    from hybrid.kernels.device.soft_embed import expect, merge_shares
+
+    (tokens, vocabulary), hidden_size = logits.shape, embedding.shape[1]
+    tile = _tile(architecture(logits.device), tokens)
+    blocks = -(-tokens // tile.block_m) * -(-hidden_size // tile.block_h)
+    splits = _splits(blocks, -(-vocabulary // VOCABULARY_TILE), multiprocessors(logits.device))
+    parts = torch.empty(splits, tokens, hidden_size, device=logits.device)
+    totals = torch.empty(splits, tokens, device=logits.device)
+    output = torch.empty(tokens, hidden_size, device=logits.device, dtype=logits.dtype)
+    launch(
+        expect,
+        (blocks * splits,),
+        logits,
+        log_sum_exp,
+        embedding,
+        log_sum_exp if tile_largest is None else tile_largest,
+        parts,
+        totals,
+        T=tokens,
+        V=vocabulary,
+        H=hidden_size,
+        SPLITS=splits,
+        TILE=VOCABULARY_TILE,
+        SKIP_BELOW=0.0 if tile_largest is None else skip_below,
+        BLOCK_M=tile.block_m,
+        BLOCK_H=tile.block_h,
+        BLOCK_V=tile.block_v,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
     )
+    launch(
+        merge_shares,
+        (tokens,),
+        parts,
+        totals,
+        embedding,
+        fixed_ids,
+        output,
+        T=tokens,
+        H=hidden_size,
+        SPLITS=splits,
+        SCALE=scale,
+        BLOCK_H=1 << (hidden_size - 1).bit_length(),
+        num_warps=8,
+    )
+    return output
 
 
 def soft_embed_torch(
@@ -53,3 +109,29 @@ def soft_embed_torch(
     expected = p.to(logits.dtype).to(dtype) @ table / total
     fixed = table[fixed_ids.clamp(min=0).long()]
     return (torch.where(fixed_ids[:, None] < 0, expected, fixed) * scale).to(logits.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """`block_m` places by `block_h` columns of the output, `block_v` ids a turn of the loop."""
+
+    block_m: int
+    block_h: int
+    block_v: int
+    num_warps: int
+    num_stages: int
+
+
+def _tile(architecture: int, tokens: int) -> _Tile:
+    """The largest tile without spilled registers, by ptxas under Triton 3.6.0 and 3.7.1."""
+    block_m = 16 if tokens <= 16 else 64 if tokens <= 64 else 128
+    if architecture in (90, 100, 103):
+        return _Tile(block_m, 256 if block_m == 128 else 128, 64, 8 if block_m == 128 else 4, 3)
+    return _Tile(min(block_m, 64), 128, 32, 4, 3)
+
+
+def _splits(blocks: int, tiles: int, multiprocessors: int) -> int:
+    """Shares of the vocabulary, none of them empty, so that every multiprocessor has a program."""
+    wanted = max(1, min(_MOST_SPLITS, multiprocessors // blocks, tiles))
+    share = -(-tiles // wanted)
+    return -(-tiles // share)

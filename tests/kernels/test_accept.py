@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybrid.kernels.accept import within_bound_torch
+from hybrid.kernels.accept import accept as accept_canvases
+from hybrid.kernels.accept import accept_torch, within_bound_torch
 
 # Multiples of 1/64 nat add up without rounding in float32, so that every comparison is exact.
 EXACT_ENTROPY = st.integers(0, 64 * 12).map(lambda count: count / 64)
@@ -91,3 +92,53 @@ def test_a_higher_bound_keeps_no_less(entropy: list[float], one: float, other: f
     low, high = sorted((one, other))
     for kept_low, kept_high in zip(accept(entropy, low), accept(entropy, high), strict=True):
         assert kept_high or not kept_low
+
+
+def canvases(rows: int, places: int, device: str = "cpu") -> tuple[torch.Tensor, ...]:
+    """Entropies that are multiples of 1/64, with ties; some places fixed, a row of them wholly."""
+    generator = torch.Generator().manual_seed(rows * places)
+    entropy = torch.randint(0, 40, (rows, places), generator=generator).float() / 64
+    ids = torch.randint(0, 61, (5, rows, places), generator=generator, dtype=torch.int32)
+    best, sample, random_ids, previous, fixed = ids
+    fixed = torch.where(torch.rand(rows, places, generator=generator) < 0.7, -1, fixed)
+    fixed[-1] = 3
+    previous = torch.where(torch.arange(rows)[:, None] % 2 == 0, best, previous)
+    previous = torch.where(fixed < 0, previous, fixed)
+    bound = torch.randint(0, 5 * places, (rows,), generator=generator).float() / 64
+    bound[0] = 0.0
+    parts = entropy, best, sample, random_ids, previous, fixed, bound
+    return tuple(part.to(device) for part in parts)
+
+
+def check_kernel(rows: int, places: int, device: str) -> None:
+    values = canvases(rows, places, device)
+    actual, expected = accept_canvases(*values), accept_torch(*values)
+    for name in ("next_ids", "kept", "best", "entropy", "is_same"):
+        one, other = getattr(actual, name), getattr(expected, name)
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other), name
+    torch.testing.assert_close(actual.mean_entropy, expected.mean_entropy)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(("rows", "places"), [(1, 1), (3, 6), (2, 33), (4, 256)])
+def test_the_kernel(rows: int, places: int) -> None:
+    check_kernel(rows, places, "cpu")
+
+
+@pytest.mark.gpu
+def test_the_kernel_at_real_size() -> None:
+    check_kernel(8, 256, "cuda")
+
+
+def test_fixed_places_are_certain() -> None:
+    entropy, best, sample, random_ids, previous, fixed, bound = canvases(3, 12)
+    accepted = accept_torch(entropy, best, sample, random_ids, previous, fixed, bound)
+    held = fixed >= 0
+    assert torch.equal(accepted.next_ids[held], fixed[held])
+    assert torch.equal(accepted.best[held], fixed[held])
+    assert accepted.entropy[held].max() == 0
+    assert accepted.kept[held].all()
+    free = torch.where(held, torch.nan, entropy)
+    assert torch.equal(accepted.mean_entropy, free.nanmean(-1).nan_to_num(0.0))
+    assert accepted.is_same.tolist() == [True, False, True]

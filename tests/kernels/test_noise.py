@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hybrid.kernels.noise import (
+    draw_keys,
     draw_keys_torch,
     gumbel_torch,
     mix,
     mix_torch,
     position_keys_torch,
+    random_tokens,
     random_tokens_torch,
     row_key,
 )
@@ -215,3 +217,26 @@ def test_what_is_impossible_is_never_sampled() -> None:
     noise = gumbel_torch(keys_of(range(1000), 64), 3)
     samples = (noise + torch.tensor([0.5, 0.5, 0.0]).log()).argmax(-1)
     assert set(samples.flatten().tolist()) == {0, 1}
+
+
+def check_kernels(device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(-(2**31), 2**31, (3, 4), generator=generator).int().to(device)
+    seeds, canvas, step = words[:, :2].contiguous(), words[:, 2].abs(), words[:, 3].abs()
+    for positions in (1, 6, 256):
+        keys = draw_keys(seeds, canvas, step, 1, positions)
+        assert torch.equal(keys, draw_keys_torch(seeds, canvas, step, 1, positions))
+        for vocabulary in (1, 61, 262_144):
+            tokens = random_tokens(keys, vocabulary)
+            assert tokens.dtype == torch.int32
+            assert torch.equal(tokens, random_tokens_torch(keys, vocabulary))
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_the_kernels() -> None:
+    check_kernels("cpu")
+
+
+@pytest.mark.gpu
+def test_the_kernels_on_a_gpu() -> None:
+    check_kernels("cuda")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from hybrid.kernels.head import VOCABULARY_TILE, head_sample_torch
-from hybrid.kernels.soft_embed import soft_embed_torch
+from hybrid.kernels.soft_embed import soft_embed, soft_embed_torch
 
 VOCABULARY = 2 * VOCABULARY_TILE + 5
 FREE = torch.full((3,), -1, dtype=torch.int32)
@@ -58,3 +58,38 @@ def test_a_tile_without_weight_counts_as_zero_for_its_row_alone() -> None:
     )
     full = sampled.logits.softmax(-1) @ embedding
     torch.testing.assert_close(soft_embed_torch(*arguments, 0.0), full, rtol=1e-6, atol=1e-6)
+
+
+def check_kernel(tokens: int, vocabulary: int, hidden_size: int, device: str) -> None:
+    """Against float64 sums of the same rounded logits."""
+    hidden = drawn(tokens, 24).bfloat16() * 3
+    table = drawn(vocabulary, 24, seed=1).bfloat16()
+    keys = torch.zeros(tokens, dtype=torch.int32)
+    sampled = head_sample_torch(hidden, table, 30.0, torch.full((tokens,), 0.6), keys, None)
+    embedding = drawn(vocabulary, hidden_size, seed=2).bfloat16().to(device)
+    fixed = torch.full((tokens,), -1, dtype=torch.int32)
+    fixed[1::3] = torch.arange(len(fixed[1::3]), dtype=torch.int32) % vocabulary
+    logits, normaliser = sampled.logits.to(device), sampled.log_sum_exp.to(device)
+    tiles, fixed = sampled.tile_largest.to(device), fixed.to(device)
+    for largest, skip_below in ((None, 0.0), (tiles, 0.0), (tiles, 1e-3)):
+        arguments = fixed, 5.0, largest, skip_below
+        actual = soft_embed(logits, normaliser, embedding, *arguments)
+        exact = soft_embed_torch(logits.double(), normaliser, embedding.double(), *arguments)
+        error = (actual.double() - exact).abs()
+        # Probabilities are rounded to bf16 before the product, and the result once more.
+        assert (error <= exact.abs() * 2**-7 + exact.abs().amax() * 2**-9).all()
+        assert error.square().mean().sqrt() <= 3e-3 * exact.square().mean().sqrt()
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    ("tokens", "vocabulary", "hidden_size"), [(1, 61, 32), (18, 700, 48), (66, 256, 272)]
+)
+def test_the_kernels(tokens: int, vocabulary: int, hidden_size: int) -> None:
+    check_kernel(tokens, vocabulary, hidden_size, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [16, 256])
+def test_the_kernels_at_real_size(tokens: int) -> None:
+    check_kernel(tokens, 262_144, 2816, "cuda")
