@@ -46,7 +46,7 @@ from hybrid.types import Request
 
 ANSWER_TOKENS = 32  # one canvas
 STEPS = (1, 4, 16, None)  # None: until the drafter is sure, in at most the folder's number
-NEVER = 1e-300  # nats: above zero, as transformers wants it, and zero as a float32
+NEVER = 1e-300  # nats: transformers wants more than zero, and compares as float32, where it is
 
 app = cyclopts.App(name="core_cpu", help=__doc__)
 
@@ -123,7 +123,7 @@ class Drafting:
         """The native drafter; a number of steps are all taken."""
         params = self._drafter.default_params
         if steps:
-            params = replace(params, max_denoising_steps=steps, confidence_threshold=NEVER)
+            params = replace(params, max_denoising_steps=steps, confidence_threshold=0.0)
 
         def answer(prompts: Sequence[str], seed: int) -> list[Answer]:
             jobs = [

@@ -39,6 +39,6 @@ def _race(
     mix_words(words)
     uniform = (words >> np.uint32(9)).astype(np.float32) * np.float32(STEP) + np.float32(STEP / 2)
     finish = np.argsort(probabilities.reshape(-1)[runners] / -np.log(uniform))
-    winners = np.empty(len(wanted), np.int64)
+    winners = np.zeros(len(wanted), np.int64)
     winners[places[finish]] = tokens[finish]  # the last to be written is the fastest
     return winners[wanted]
