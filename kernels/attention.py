@@ -78,12 +78,12 @@ def cached_attention(
     num_key_heads = keys.shape[2]
     block_g = _power_of_two(num_heads // num_key_heads)
     pairs, per_pair = num_rows * num_key_heads, tokens * block_g
-    tile = _tile(architecture(query.device), head_dim, per_pair)
+    device = query.device
+    tile = _tile(architecture(device), head_dim, per_pair)
     tiles, pieces = -(-per_pair // tile.block_m), tile.block_d // tile.block_v
     reach = min(most_context, window + tokens - 1) if window else most_context
-    splits = _splits(
-        pairs * tiles * pieces, -(-reach // tile.block_n), multiprocessors(query.device)
-    )
+    blocks = -(-reach // tile.block_n)
+    splits = _splits(pairs * tiles * pieces, blocks, multiprocessors(device))
     shape = {
         "TOKENS": tokens,
         "HEADS": num_heads,
@@ -92,7 +92,6 @@ def cached_attention(
         "SPLITS": splits,
         "BLOCK_G": block_g,
     }
-    device = query.device
     output = torch.empty(num_rows, tokens, num_heads * head_dim, dtype=query.dtype, device=device)
     parts, largests, totals = output, output, output  # a single share needs no others
     if splits > 1:
@@ -210,9 +209,10 @@ def _tile(architecture: int, head_dim: int, queries: int) -> _Tile:
     if block_m <= 32:  # decoding is bound by memory: several programs side by side
         return _Tile(block_m, 16 if block_d == 512 else 32, block_d, block_d, 4, 3)
     if block_d == 512 and has_large_memory:
-        # The accumulator of 512 columns fits in registers for 64 queries only. The matrix unit then
-        # takes scores 16 keys at a time and mostly waits for shared memory (about 1/4 of its peak).
-        # Two programs for the two halves repeat the scores and are still faster (about 2/5).
+        # The accumulator of 512 columns fits in registers for 64 queries only, and scores then come
+        # 16 keys at a time, which keeps Hopper's matrix unit waiting for shared memory: 28 % of its
+        # peak by counting cycles. Two programs for the two halves of the columns compute the scores
+        # twice and still come to 39 %. Neither has been timed.
         return _Tile(min(block_m, 128), 32, 512, 256, 8, 2)
     if block_d == 512:
         return _Tile(32, 16, 512, 512, 4, 2)
@@ -222,11 +222,14 @@ def _tile(architecture: int, head_dim: int, queries: int) -> _Tile:
 
 
 def _splits(programs: int, blocks: int, multiprocessors: int) -> int:
-    """Into how many shares to split at most `blocks` blocks of keys, each with sums to keep."""
+    """Into how many shares to split at most `blocks` blocks of keys.
+
+    The fewest that come near the least time, because the sums of every share take memory.
+    """
     choices = range(1, max(1, min(blocks, _MOST_SPLITS)) + 1)
 
     def cost(splits: int) -> int:
-        """Blocks one after another; starting a program takes about two, writing its sums five."""
+        """Time in blocks: by estimate two to start a program, and five to write and merge sums."""
         waves = -(-programs * splits // multiprocessors)
         return waves * (-(-blocks // splits) + (7 if splits > 1 else 2))
 
