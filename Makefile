@@ -1,14 +1,22 @@
-# `make demo` and `make test` need Python 3.11 or newer and nothing else.
+# `make demo`, `make test` and `make curves` need Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+OUT ?= runs/curves
+
+.PHONY: demo test curves lint clean
 
 demo: .venv/installed
 	$(BIN)/hybrid demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# What results/curves was made with; ten minutes on two cores, and stopped it goes on from there.
+curves: .venv/installed
+	$(BIN)/hybrid experiment run examples/curves.yaml --out $(OUT)
+	$(BIN)/hybrid experiment report $(OUT)
+	$(BIN)/hybrid fit $(OUT) --out $(OUT)/fitted.yaml
 
 lint: .venv/installed
 	$(BIN)/ruff check .

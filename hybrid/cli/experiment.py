@@ -53,7 +53,7 @@ def run(
     from hybrid.experiments.arms import list_arms
     from hybrid.experiments.definition import load_experiment
     from hybrid.experiments.items import list_items
-    from hybrid.experiments.records import ABOUT, RECORDS, read_about, read_records, recording
+    from hybrid.experiments.records import ABOUT, has_records, read_about, read_records, recording
     from hybrid.experiments.runner import Bench, list_cells, run_cells
 
     experiment, document = load_experiment(file)
@@ -61,7 +61,7 @@ def run(
     items = list_items(experiment.tasks, file.parent)
     cells = list_cells(arms, items, experiment.seeds, experiment.repeats)
     folder = out or Path("runs") / experiment.name
-    recorded = read_records(folder) if (folder / RECORDS).is_file() else []
+    recorded = read_records(folder) if has_records(folder) else []
     known = {record.key for record in recorded if record.error is None}
     todo = [cell for cell in cells if cell.key not in known]
     before = read_about(folder) if (folder / ABOUT).is_file() else {}

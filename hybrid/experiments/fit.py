@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from hybrid.deadline import format_duration
 from hybrid.errors import CheckpointError
 from hybrid.experiments.derive import as_cascade
 from hybrid.experiments.records import Record, settings_key
@@ -68,9 +67,11 @@ class Rival:
             return "better"
         if self.difference < 0 and self.interval[1] < 0:
             return "worse: what was right on the first half is wrong on the second"
-        if self.preset.accuracy == 1 and self.difference == 0:
-            mine, its = (format_duration(one.latency(0.5)) for one in (self.fitted, self.preset))
-            return f"as good: the preset is never wrong here; median {mine} against {its}"
+        if self.interval == (0, 0):
+            mine, its = (1e3 * one.latency(0.5) for one in (self.fitted, self.preset))
+            wrong = sum(score < 1 for score in self.preset.scores)
+            alike = "neither is ever wrong" if not wrong else f"both are wrong on the same {wrong}"
+            return f"as good: {alike} of {self.pairs}; median {mine:.1f} ms against {its:.1f} ms"
         least = 100 * detectable_difference(self.pairs)
         return f"not told apart: {self.pairs} pairs show differences from about {least:.0f} points"
 

@@ -1,15 +1,17 @@
 """What an experiment leaves behind: one JSON line a request, appended as soon as it is answered.
 
 A folder holds `experiment.json` (what was asked, with which policies, on what machine) and
-`records.jsonl`. A line that was cut by a crash is dropped when the folder is read again, and the
-request is made once more.
+`records.jsonl`, or what `gzip` made of it. A line that was cut by a crash is dropped when the
+folder is read again, and the request is made once more.
 """
 
 import errno
 import fcntl
+import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +23,7 @@ from hybrid.errors import BackendError, CheckpointError
 
 FORMAT = 1
 RECORDS, ABOUT, _LOCK = "records.jsonl", "experiment.json", ".lock"
+_PACKED = f"{RECORDS}.gz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +133,30 @@ def read_records(folder: Path) -> list[Record]:
     """All whole records of a folder, the last of every key; raises CheckpointError if it has none
     to read.
     """
-    file = folder / RECORDS
-    if not file.is_file():
-        raise CheckpointError(str(file), "missing; run the experiment first")
-    found = {record.key: record for record in _parse(file)}
+    if not has_records(folder):
+        raise CheckpointError(str(folder / RECORDS), "missing; run the experiment first")
+    found = {record.key: record for file in _files(folder) for record in _parse(file)}
     return list(found.values())
 
 
+def has_records(folder: Path) -> bool:
+    """Whether an experiment was run there."""
+    return bool(_files(folder))
+
+
+def _files(folder: Path) -> list[Path]:
+    """What is packed was recorded before what is not."""
+    return [file for file in (folder / _PACKED, folder / RECORDS) if file.is_file()]
+
+
 def _parse(file: Path) -> Iterator[Record]:
-    for line in file.read_bytes().split(b"\n"):
+    content = file.read_bytes()
+    if file.name == _PACKED:
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise CheckpointError(str(file), f"cannot be unpacked: {error}") from None
+    for line in content.split(b"\n"):
         try:
             values = json.loads(line)
             known = {name: values[name] for name in values if name in _FIELDS}

@@ -123,8 +123,9 @@ def _pictures(results: Results, summaries: Mapping[str, Summary]) -> Iterator[Pi
     if len(judged) >= _LEAST_JUDGED:
         rows = -(-(1 + len({record.task for record in judged})) // 4)
         yield (
-            "reliability", "Whether a draft's certainty at commit tells right from wrong: bins of "
-            "equal counts with 95 % intervals, and the expected calibration error (ECE).",
+            "reliability", "Whether a draft's certainty at commit tells right from wrong: drafts "
+            "of all policies that did not refine them, in bins of equal counts with intervals, "
+            "and the expected calibration error (ECE).",
             reliability(judged), (8.4, 0.8 + 1.75 * rows),
         )  # fmt: skip
     yield (

@@ -1,6 +1,7 @@
 """Running: everything once, recorded at once, resumed after any end, and never by two at a time."""
 
 import errno
+import gzip
 import json
 import os
 import signal
@@ -83,6 +84,22 @@ def test_a_line_that_was_cut_is_dropped_and_written_anew(run_small: Run) -> None
         recorder.add(read_records(where)[0])
         recorder.add(Record(**json.loads(lines[9])))
     assert len(read_records(where)) == 8
+
+
+def test_packed_records_are_read_and_added_to(run_small: Run) -> None:
+    where = run_small()
+    before = read_records(where)
+    packed = where / f"{RECORDS}.gz"
+    packed.write_bytes(gzip.compress((where / RECORDS).read_bytes()))
+    (where / RECORDS).unlink()
+    assert read_records(where) == before
+    with recording(where, read_about(where)) as recorder:
+        recorder.add(replace(before[0], text="again"))
+    assert read_records(where)[0].text == "again"
+    assert len(read_records(where)) == CELLS
+    packed.write_bytes(b"no gzip")
+    with pytest.raises(CheckpointError, match="cannot be unpacked"):
+        read_records(where)
 
 
 def test_two_runs_on_one_folder_are_refused(tmp_path: Path) -> None:
