@@ -1,6 +1,7 @@
 """Many clients at once on the embedded pair: `python benchmarks/batching.py`, about a minute.
 
-Throughput: clients that ask one after the other, drafts only. Deadlines: 200 requests of all tasks
+Throughput: clients that ask one after the other, drafts only; once of the drafter alone, once of
+whole requests. Deadlines: 200 requests of all tasks
 with budgets from 30 ms to 3 s, arriving from many clients; late is an answer after its budget and
 one step more.
 """
@@ -8,30 +9,44 @@ one step more.
 import json
 import random
 import statistics
+import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import cyclopts
 from rich.console import Console
 from rich.table import Table
 
 from hybrid import Hybrid
+from hybrid.batching import SharedDrafter
+from hybrid.deadline import Deadline
+from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
+from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import TASKS, Instance, check, evaluation_set
-from hybrid.types import Result
+from hybrid.policies.measurements import hardware, versions
+from hybrid.protocols import DraftJob
+from hybrid.types import DraftParams, Request, Result
 
 app = cyclopts.App(name="batching", help=__doc__)
 
 
 @app.default
-def benchmark(*, requests: int = 200, clients: tuple[int, ...] = (1, 4, 16)) -> None:
-    """Print requests a second by number of clients, and how the budgets were kept."""
+def benchmark(
+    *, requests: int = 200, clients: tuple[int, ...] = (1, 4, 16), out: Path | None = None
+) -> None:
+    """Print requests a second by number of clients, and how budgets were kept; JSON goes to OUT."""
     instances = [i for task in TASKS for i in evaluation_set(task, requests // len(TASKS) + 1)]
     random.Random(0).shuffle(instances)
-    rates = throughput(instances[:requests], clients)
-    table = Table("clients", "requests a second", "of one client")
-    for count, rate in rates.items():
-        table.add_row(str(count), f"{rate:.1f}", f"{rate / rates[clients[0]]:.2f}")
+    alone, whole = drafting(instances, clients), throughput(instances, clients)
+    table = Table("clients", "drafts a second", "of one client", "requests a second", "of one")
+    for count in clients:
+        cells = (f"{rates[count]:.1f}" for rates in (alone, whole))
+        gains = (f"{rates[count] / rates[clients[0]]:.2f}" for rates in (alone, whole))
+        drafts, asked = zip(cells, gains, strict=True)
+        table.add_row(str(count), *drafts, *asked)
     console = Console()
     console.print(table)
     kept = {count: deadlines(instances[:requests], count) for count in clients}
@@ -41,21 +56,51 @@ def benchmark(*, requests: int = 200, clients: tuple[int, ...] = (1, 4, 16)) -> 
         right, used = f"{100 * row['right']:.0f} %", f"{100 * row['median_use']:.0f} %"
         table.add_row(str(count), f"{row['answered']:.0f}", *shares, right, used)
     console.print(table)
-    print(json.dumps({"benchmark": "batching", "throughput": rates, "deadlines": kept}))
+    record: dict[str, Any] = {"benchmark": "batching", "device": hardware()}
+    record |= {"versions": versions(), "commit": commit(), "drafting": alone}
+    record |= {"throughput": whole, "deadlines": kept}
+    line = json.dumps(record)
+    print(line)
+    if out:
+        out.write_text(line + "\n")
+
+
+def commit() -> str:
+    """The checkout's, if it is one."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+def drafting(instances: Sequence[Instance], clients: Sequence[int]) -> dict[int, float]:
+    """Drafts a second by number of clients of one drafter, without anything around it."""
+    drafter = SharedDrafter(DiffusionGemmaDrafter.from_directory(weights_path("drafter")))
+
+    def ask(instance: Instance) -> None:
+        params = DraftParams(max_denoising_steps=16)
+        drafter.draft([DraftJob(Request(instance.prompt), params, 1, 32, Deadline())])
+
+    ask(instances[0])
+    return {count: rate(ask, instances, count) for count in clients}
 
 
 def throughput(instances: Sequence[Instance], clients: Sequence[int]) -> dict[int, float]:
     """Requests a second by number of clients, under the preset that only drafts."""
     with Hybrid.from_policy("draft_only") as hybrid:
-        hybrid.generate(instances[0].prompt)
-        rates = {}
-        for count in clients:
-            started = time.perf_counter()
-            with ThreadPoolExecutor(count) as threads:
-                for _ in threads.map(lambda i: hybrid.generate(i.prompt, seed=1), instances):
-                    pass
-            rates[count] = len(instances) / (time.perf_counter() - started)
-    return rates
+
+        def ask(instance: Instance) -> None:
+            hybrid.generate(instance.prompt, seed=1)
+
+        ask(instances[0])
+        return {count: rate(ask, instances, count) for count in clients}
+
+
+def rate(ask: Callable[[Instance], None], instances: Sequence[Instance], clients: int) -> float:
+    """Instances asked for a second, by so many clients."""
+    started = time.perf_counter()
+    with ThreadPoolExecutor(clients) as threads:
+        for _ in threads.map(ask, instances):
+            pass
+    return len(instances) / (time.perf_counter() - started)
 
 
 def deadlines(instances: Sequence[Instance], clients: int) -> dict[str, float]:

@@ -8,11 +8,12 @@ as cut and left out.
 """
 
 import json
-import platform
 import random
 import statistics
+import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import cyclopts
@@ -22,6 +23,7 @@ from rich.table import Table
 
 from hybrid.api import Hybrid
 from hybrid.embedded.tasks import TASKS, evaluation_set
+from hybrid.policies.measurements import hardware, versions
 from hybrid.types import Result
 
 SHORTEST_S, LONGEST_S = 0.01, 1.0
@@ -46,9 +48,14 @@ class Row:
 
 @app.default
 def benchmark(
-    *, requests: int = 1000, warm_up: int = 500, policy: str = "balanced", seed: int = 0
+    *,
+    requests: int = 1000,
+    warm_up: int = 500,
+    policy: str = "balanced",
+    seed: int = 0,
+    out: Path | None = None,
 ) -> None:
-    """Answer WARM_UP requests that are not counted, then REQUESTS that are."""
+    """Answer WARM_UP requests that are not counted, then REQUESTS that are; JSON goes to OUT."""
     rng = random.Random(seed)
     most = (requests + warm_up) // len(TASKS) + 100
     prompts = {task: [instance.prompt for instance in evaluation_set(task, most)] for task in TASKS}
@@ -64,8 +71,17 @@ def benchmark(
     rows.append(summarise("all", counted))
     show(rows)
     about: dict[str, Any] = {"benchmark": "latency", "policy": policy, "warm_up": warm_up}
-    about |= {"costs": basis, "device": f"{platform.machine()} {platform.processor()}".strip()}
-    print(json.dumps({**about, "seed": seed, "rows": [asdict(row) for row in rows]}))
+    about |= {"costs": basis, "device": hardware(), "versions": versions(), "commit": commit()}
+    line = json.dumps({**about, "seed": seed, "rows": [asdict(row) for row in rows]})
+    print(line)
+    if out:
+        out.write_text(line + "\n")
+
+
+def commit() -> str:
+    """The checkout's, if it is one."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def summarise(name: str, results: Sequence[Result]) -> Row:

@@ -6,8 +6,10 @@ steps, and the refiner alone.
 
 import json
 import statistics
+import subprocess
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import cyclopts
 from rich.console import Console
@@ -15,6 +17,7 @@ from rich.table import Table
 
 from hybrid.policies.latency import LatencyModel
 from hybrid.policies.loader import parse_policy
+from hybrid.policies.measurements import hardware, versions
 from hybrid.policies.planner import plan
 from hybrid.policies.schema import QualitySection
 from hybrid.types import Request, Signals
@@ -54,8 +57,8 @@ app = cyclopts.App(name="planner", help=__doc__)
 
 
 @app.default
-def benchmark(*, decisions: int = 5000) -> None:
-    """Print median and 99th percentile by budget, in microseconds."""
+def benchmark(*, decisions: int = 5000, out: Path | None = None) -> None:
+    """Print median and 99th percentile by budget, in microseconds; write them as JSON to OUT."""
     policy = parse_policy(POLICY, "benchmark")
     signals = Signals(40, "code", "given", 16, 0)
     table, record = Table("budget", "candidates", "median us", "p99 us"), {}
@@ -73,7 +76,17 @@ def benchmark(*, decisions: int = 5000) -> None:
             table.add_row(f"{budget:g} s, {name}", f"{count}", f"{median:.0f}", f"{p99:.0f}")
             record[f"{budget:g}s {name}"] = {"median_us": round(median), "p99_us": round(p99)}
     Console().print(table)
-    print(json.dumps(record))
+    about = {"benchmark": "planner", "decisions": decisions, "device": hardware()}
+    line = json.dumps({**about, "versions": versions(), "commit": commit(), "budgets": record})
+    print(line)
+    if out:
+        out.write_text(line + "\n")
+
+
+def commit() -> str:
+    """The checkout's, if it is one."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

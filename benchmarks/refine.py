@@ -45,7 +45,7 @@ MODES: Mapping[str, RefineParams] = {
     "rewrite": RefineParams("rewrite"),
     "cascade": RefineParams("cascade", min_token_logprob=DEFAULT_TOKEN_LOGPROB),
     "cascade, self": RefineParams("cascade", "self", min_token_logprob=-1.0),
-    QUICK: RefineParams("cascade", "entropy", min_token_logprob=-0.1),
+    QUICK: RefineParams("cascade", "entropy", min_token_logprob=-0.3),
     "verify": RefineParams("verify"),
 }
 

@@ -55,9 +55,9 @@ def test_a_measured_task_replaces_what_was_measured_before(tmp_path: Path) -> No
 
 def test_own_rules_come_first_and_may_take_the_place_of_others() -> None:
     rule = "rules: [{name: mine, when: {budget: {below: 1s}}, refine: {mode: none}}]\n"
-    assert [rule.name for rule in extending(rule).rules] == ["mine", "little time"]
+    assert [rule.name for rule in extending(rule).rules] == ["mine", "little time", "a queue"]
     policy = extending(rule.replace("mine", "little time"))
-    assert [rule.when.budget and rule.when.budget.below for rule in policy.rules] == [1.0]
+    assert [rule.when.budget and rule.when.budget.below for rule in policy.rules] == [1.0, 0.6]
 
 
 def test_a_file_extends_a_file_beside_it_that_extends_a_preset(tmp_path: Path) -> None:
