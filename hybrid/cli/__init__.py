@@ -39,6 +39,7 @@ app.command("hybrid.cli.experiment:app", name="experiment", help="Measure polici
 app.command("hybrid.cli.fit:fit", name="fit", help="Fit a policy to an experiment's records.")
 app.command("hybrid.cli.harness:lm_eval", name="lm-eval", help="Run lm-evaluation-harness.")
 app.command("hybrid.cli.inspect:inspect", name="inspect", help="Say what a model folder holds.")
+app.command("hybrid.cli.quantize:quantize", name="quantize", help="Write a model as NVFP4.")
 app.command("hybrid.cli.calibrate:calibrate", name="calibrate", help="Measure this machine.")
 app.command("hybrid.cli.doctor:doctor", name="doctor", help="Check this machine, with fixes.")
 app.register_install_completion_command(

@@ -15,6 +15,7 @@ from hybrid.engine.weights import read_weights
 from hybrid.errors import CapabilityError
 from hybrid.gemma.checkpoint import Checkpoint
 from hybrid.gemma.config import GemmaConfig
+from hybrid.gemma.mapping import map_tensors
 from hybrid.gemma.model import GemmaModel, load_model
 from hybrid.gemma.threads import SMALL_HIDDEN_SIZE
 
@@ -38,6 +39,7 @@ def load_fastest(path: str | Path, device: str = "auto") -> GemmaModel | EngineM
 def load_engine(path: str | Path, device: torch.device, dtype: torch.dtype) -> EngineModel:
     """The model in a folder, for the engine on this device; raises as `load_fastest`."""
     config = GemmaConfig.from_directory(path)
+    map_tensors(path, config)
     checkpoint = Checkpoint(path)
     try:
         plan = require_memory(checkpoint, config, device, dtype)

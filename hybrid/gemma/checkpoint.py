@@ -20,6 +20,14 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MOST_NAMED = 5
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "U8": torch.uint8,
+}
 
 
 class Checkpoint:
@@ -56,25 +64,36 @@ class Checkpoint:
         """Whether the tensor exists and is stored as uint8."""
         return name in self and self.describe(name)[0] == "U8"
 
+    def check(
+        self,
+        name: str,
+        shape: Sequence[int] | None = None,
+        dtypes: Sequence[torch.dtype] = (),
+    ) -> None:
+        """Note that the tensor has a use; its header must say `shape` and one of `dtypes`."""
+        if name not in self._files:
+            raise self.error(name, "missing tensor")
+        self._unread.pop(name, None)
+        stored, found = self.describe(name)
+        if dtypes and _DTYPES.get(stored) not in dtypes:
+            expected = " or ".join(_dtype_name(dtype) for dtype in dtypes)
+            given = _dtype_name(_DTYPES[stored]) if stored in _DTYPES else stored
+            raise self.error(name, f"expected {expected}, found {given}")
+        if shape is not None and found != tuple(shape):
+            raise self.error(name, f"expected shape {[*shape]}, found {[*found]}")
+
     def read(
         self,
         name: str,
         shape: Sequence[int] | None = None,
         dtypes: Sequence[torch.dtype] = (),
     ) -> Tensor:
-        """The tensor as stored, after checking it against `shape` and the allowed `dtypes`."""
-        if name not in self._files:
-            raise self.error(name, "missing tensor")
-        self._unread.pop(name, None)
+        """The tensor as stored, after checking it as `check` does."""
+        self.check(name, shape, dtypes)
         try:
             tensor: Tensor = self._shards[self._files[name]].get_tensor(name)
         except SafetensorError as problem:
             raise self.error(name, f"not readable: {problem}") from None
-        if dtypes and tensor.dtype not in dtypes:
-            expected = " or ".join(_dtype_name(dtype) for dtype in dtypes)
-            raise self.error(name, f"expected {expected}, found {_dtype_name(tensor.dtype)}")
-        if shape is not None and tuple(tensor.shape) != tuple(shape):
-            raise self.error(name, f"expected shape {[*shape]}, found {[*tensor.shape]}")
         return tensor
 
     def skip(self, prefixes: Sequence[str], suffixes: Sequence[str] = ()) -> tuple[str, ...]:
@@ -120,6 +139,9 @@ class Checkpoint:
             self._shards[file] = safe_open(str(file), framework="pt")
         except (SafetensorError, OSError) as problem:
             raise CheckpointError(str(file), f"not a whole safetensors file: {problem}") from None
+        except RuntimeError as problem:  # a file larger than the system lets a process map
+            hint = "split it into shards, or allow it with sysctl vm.overcommit_memory=1"
+            raise CheckpointError(str(file), f"{problem}; {hint}") from None
         return set(self._shards[file].keys())
 
     def close(self) -> None:

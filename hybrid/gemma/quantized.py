@@ -85,27 +85,43 @@ class MatrixReader:
             return self.stored(name, shape).decoded()
         return self._checkpoint.read(f"{name}.weight", shape, FLOATS)
 
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        """Check the linear layer by headers alone: all tensors there, and of the right form."""
+        if self.is_quantized(name):
+            self._check_parts(name, shape)
+        else:
+            self._checkpoint.check(f"{name}.weight", shape, FLOATS)
+
     def stored(self, name: str, shape: Sequence[int]) -> StoredMatrix:
         """The quantised matrix [N, K] of the linear layer `name` as it is stored."""
+        packed_name, scale_name, outer_name = self._check_parts(name, shape)
+        packed, scales = self._checkpoint.read(packed_name), self._checkpoint.read(scale_name)
+        if ((scales.view(torch.uint8) & 127) == 127).any():
+            raise self._checkpoint.error(scale_name, "holds NaN")
         divides = self._convention == "compressed-tensors"
-        packed_name = f"{name}.weight_packed" if divides else f"{name}.weight"
-        scale_name = f"{name}.weight_scale"
+        return StoredMatrix(packed, scales, self._factor(outer_name), divides)
+
+    def _check_parts(self, name: str, shape: Sequence[int]) -> tuple[str, str, str]:
+        """Names of a quantised layer's codes, scales and last factor, their headers checked."""
+        divides = self._convention == "compressed-tensors"
+        packed = f"{name}.weight_packed" if divides else f"{name}.weight"
+        outer = f"{name}.weight_global_scale" if divides else f"{name}.weight_scale_2"
+        scales = f"{name}.weight_scale"
         rows, columns = shape
         if columns % BLOCK:
             raise self._checkpoint.error(
-                packed_name, f"NVFP4 needs a multiple of {BLOCK} columns, not {columns}"
+                packed, f"NVFP4 needs a multiple of {BLOCK} columns, not {columns}"
             )
-        packed = self._checkpoint.read(packed_name, (rows, columns // 2), (torch.uint8,))
-        scales = self._checkpoint.read(scale_name, (rows, columns // BLOCK), (torch.float8_e4m3fn,))
-        if ((scales.view(torch.uint8) & 127) == 127).any():
-            raise self._checkpoint.error(scale_name, "holds NaN")
-        outer = "weight_global_scale" if divides else "weight_scale_2"
-        return StoredMatrix(packed, scales, self._factor(f"{name}.{outer}"), divides)
+        self._checkpoint.check(packed, (rows, columns // 2), (torch.uint8,))
+        self._checkpoint.check(scales, (rows, columns // BLOCK), (torch.float8_e4m3fn,))
+        self._checkpoint.check(outer, dtypes=(torch.float32,))
+        found = self._checkpoint.describe(outer)[1]
+        if found not in ((), (1,)):
+            raise self._checkpoint.error(outer, f"expected one number, found {[*found]}")
+        return packed, scales, outer
 
     def _factor(self, name: str) -> Tensor:
-        factor = self._checkpoint.read(name, dtypes=(torch.float32,))
-        if factor.numel() != 1:
-            raise self._checkpoint.error(name, f"expected one number, found {[*factor.shape]}")
-        if not (factor.isfinite().all() and (factor > 0).all()):
+        factor = self._checkpoint.read(name).reshape(())
+        if not (factor > 0 and factor.isfinite() and (1 / factor).isfinite()):
             raise self._checkpoint.error(name, f"{factor.item()} is not above zero and finite")
-        return factor.reshape(())
+        return factor

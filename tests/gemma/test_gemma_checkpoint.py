@@ -8,18 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from hybrid.engine.load import load_engine
 from hybrid.errors import CheckpointError
 from hybrid.gemma.model import GemmaModel, load_model
-from hybrid.kernels.nvfp4 import dequantize_torch, quantize_torch
+from tests.gemma.nvfp4_folders import (
+    SINGLE,
+    edit_json,
+    split_experts,
+    tensors_of,
+    write_nvfp4,
+)
 
-Tensors = dict[str, Tensor]
 Make = Callable[..., tuple[Any, Path]]
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 EXPERT = "model.decoder.layers.0.experts.1.gate_proj"
-QUANTISED_LINEARS = ("gate_proj.weight", "up_proj.weight", "down_proj.weight", "o_proj.weight")
 
 
 @pytest.fixture(scope="module")
@@ -37,68 +42,6 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 def quantised_folder(folder: Path) -> Path:
     write_nvfp4(folder, "modelopt")
     return folder
-
-
-def tensors_of(folder: Path) -> Tensors:
-    return load_file(folder / SINGLE)
-
-
-def edit_json(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
-def split_experts(tensors: Tensors) -> Tensors:
-    """The experts one by one, as quantised checkpoints name them."""
-    split: Tensors = {}
-    for name, tensor in tensors.items():
-        if name.endswith("experts.gate_up_proj"):
-            for index, (gate, up) in enumerate(expert.chunk(2) for expert in tensor):
-                base = name.removesuffix("gate_up_proj") + str(index)
-                split[f"{base}.gate_proj.weight"] = gate.contiguous()
-                split[f"{base}.up_proj.weight"] = up.contiguous()
-        elif name.endswith("experts.down_proj"):
-            for index, down in enumerate(tensor):
-                base = name.removesuffix("down_proj") + str(index)
-                split[f"{base}.down_proj.weight"] = down.contiguous()
-        else:
-            split[name] = tensor
-    return split
-
-
-def is_quantised(name: str) -> bool:
-    return name.endswith(QUANTISED_LINEARS) and not ("vision" in name or "self_cond" in name)
-
-
-def write_nvfp4(folder: Path, convention: str) -> Tensors:
-    """Quantise the folder in place; returns what the weights then stand for, by plain names."""
-    stored: Tensors = {}
-    meant: Tensors = {}
-    for name, tensor in split_experts(tensors_of(folder)).items():
-        if not is_quantised(name):
-            stored[name] = meant[name] = tensor
-            continue
-        packed, scale, scale_2 = quantize_torch(tensor)
-        base = name.removesuffix(".weight")
-        stored[f"{base}.weight_scale"] = scale
-        if convention == "modelopt":
-            stored[name] = packed
-            stored[f"{base}.weight_scale_2"] = scale_2
-            stored[f"{base}.input_scale"] = torch.tensor(0.5)
-            meant[name] = dequantize_torch(packed, scale, scale_2)
-        else:
-            divisor = 1 / scale_2.reshape(1)
-            stored[f"{base}.weight_packed"] = packed
-            stored[f"{base}.weight_global_scale"] = divisor
-            stored[f"{base}.input_global_scale"] = torch.tensor([2.0])
-            meant[name] = dequantize_torch(packed, scale, 1 / divisor[0])
-    save_file(stored, folder / SINGLE)
-    quantization = {"quant_method": convention, "ignore": ["*self_conditioning*"]}
-    if convention == "modelopt":
-        quantization["quant_algo"] = "NVFP4"
-    else:
-        quantization["format"] = "nvfp4-pack-quantized"
-    edit_json(folder / "config.json", quantization_config=quantization)
-    return meant
 
 
 def answer(model: GemmaModel) -> Tensor:
@@ -194,12 +137,14 @@ def test_what_is_left_out_is_named(quantised_folder: Path) -> None:
 
 
 def fails(folder: Path, file: str, *words: str) -> None:
-    """Loading raises a CheckpointError about the file, with these words in its message."""
-    with pytest.raises(CheckpointError) as raised:
-        load_model(folder)
-    assert Path(raised.value.file).name == file
-    for word in words:
-        assert word in str(raised.value)
+    """Both stacks raise a CheckpointError about the file, with these words in its message."""
+    cpu = torch.device("cpu")
+    for load in (load_model, lambda path: load_engine(path, cpu, torch.float32)):
+        with pytest.raises(CheckpointError) as raised:
+            load(folder)
+        assert Path(raised.value.file).name == file
+        for word in words:
+            assert word in str(raised.value)
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
@@ -264,6 +209,13 @@ BROKEN: dict[str, tuple[str, Callable[[Tensor], Tensor | None], str]] = {
     ),
     "infinite second scale": (SCALE_2, lambda t: t * torch.inf, "not above zero and finite"),
     "negative second scale": (SCALE_2, lambda t: -t, "not above zero and finite"),
+    "zero second scale": (SCALE_2, lambda t: 0 * t, "not above zero and finite"),
+    "NaN second scale": (SCALE_2, lambda t: t * torch.nan, "not above zero and finite"),
+    "second scale without a reciprocal": (
+        SCALE_2,
+        lambda t: torch.full_like(t, 1e-39),
+        "not above zero and finite",
+    ),
     "two second scales": (SCALE_2, lambda t: torch.stack((t, t)), "expected one number"),
     "half a packed matrix": (
         f"{EXPERT}.weight",

@@ -1,0 +1,93 @@
+"""`hybrid quantize`: what it writes loads as what it says, here and in compressed-tensors."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from hybrid.cli import main
+from hybrid.gemma.checkpoint import Checkpoint
+from hybrid.gemma.config import GemmaConfig
+from hybrid.gemma.mapping import map_tensors
+from hybrid.gemma.model import load_model
+from hybrid.gemma.quantize import RECORDS, Job, Quantizer
+from hybrid.gemma.quantized import MatrixReader, read_convention
+from hybrid.kernels.nvfp4 import dequantize_torch, quantize_torch
+
+Make = Callable[..., tuple[Any, Path]]
+NAME = "model.decoder.layers.0.experts.1"
+FORMATS = ("modelopt", "compressed-tensors")
+
+
+@pytest.mark.parametrize("spelling", FORMATS)
+def test_what_is_written_is_what_the_quantiser_says(
+    make_diffusion: Make, tmp_path: Path, spelling: str
+) -> None:
+    source, target = make_diffusion()[1], tmp_path / "out"
+    assert main(["quantize", str(source), str(target), "--format", spelling, "--only", "all"]) == 0
+    map_tensors(target, GemmaConfig.from_directory(target))
+    load_model(target)
+    with safe_open(str(source / "model.safetensors"), framework="pt") as shard:
+        fused = shard.get_tensor(NAME.replace(".1", ".gate_up_proj"))[1]
+    expected = dequantize_torch(*quantize_torch(fused))
+    checkpoint = Checkpoint(target)
+    reader = MatrixReader(checkpoint, read_convention(target))
+    parts = [reader.read(f"{NAME}.{part}_proj", (16, 32)) for part in ("gate", "up")]
+    torch.testing.assert_close(torch.cat(parts), expected, rtol=2**-22, atol=0)
+    assert not reader.is_quantized("model.decoder.self_conditioning.gate_proj")
+    assert not (target / RECORDS).exists()
+
+
+def test_an_interrupted_run_is_continued(make_diffusion: Make, tmp_path: Path) -> None:
+    source, target = make_diffusion()[1], tmp_path / "out"
+    job = Job(source, target, "modelopt", "experts")
+    steps = Quantizer(job).steps("model.safetensors")
+    next(steps)
+    assert not (target / "model.safetensors").exists()
+    again = Quantizer(job)
+    assert again.unfinished == ["model.safetensors"]
+    assert [*again.steps("model.safetensors")]
+    assert Quantizer(job).unfinished == []
+    assert 0.05 < Quantizer(job).finish()["experts"] < 0.15
+
+
+def test_nonsense_is_refused(
+    make_diffusion: Make,
+    make_causal: Make,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, target = str(make_diffusion()[1]), str(tmp_path / "out")
+
+    def refused(*words: str) -> str:
+        assert main(["quantize", *words]) == 2
+        return capsys.readouterr().err
+
+    assert "another target folder" in refused(source, source)
+    assert "an empty folder" in refused(source, str(make_causal()[1]))
+    assert "has no experts" in refused(str(make_causal()[1]), target)
+    assert main(["quantize", source, target]) == 0
+    capsys.readouterr()
+    assert "is quantised already" in refused(target, str(tmp_path / "twice"))
+
+
+def test_the_library_decodes_it_alike(make_diffusion: Make, tmp_path: Path) -> None:
+    library = pytest.importorskip("compressed_tensors.compressors.nvfp4.base")
+    from compressed_tensors.quantization import QuantizationConfig
+
+    source, target = make_diffusion()[1], tmp_path / "out"
+    work = Quantizer(Job(source, target, "compressed-tensors", "experts+mlp"))
+    assert [*work.steps("model.safetensors")]
+    scheme = QuantizationConfig.model_validate(work.declaration()).config_groups["group_0"]
+    work.finish()
+    checkpoint = Checkpoint(target)
+    linear = f"{NAME}.down_proj"
+    keys = ("weight_packed", "weight_scale", "weight_global_scale")
+    state = {key: checkpoint.read(f"{linear}.{key}") for key in keys}
+    theirs = library.NVFP4PackedCompressor.decompress(state, scheme)["weight"]
+    ours = MatrixReader(checkpoint, "compressed-tensors").read(linear, (32, 16))
+    # The library rounds to bfloat16.
+    torch.testing.assert_close(theirs.float(), ours, rtol=2**-8, atol=0)
