@@ -111,7 +111,10 @@ def _compare(
 
 
 def find_model(model: str, role: Literal["drafter", "refiner"], with_weights: bool = True) -> Path:
-    """The folder of a model: the embedded one, a local folder, or a hub snapshot (downloaded)."""
+    """The folder of a model: the embedded one, a local folder, or a hub snapshot (downloaded).
+
+    A hub name may say which revision: `org/name@revision`, a branch, tag or commit.
+    """
     from hybrid.embedded import weights_path
 
     if model == EMBEDDED:
@@ -122,8 +125,12 @@ def find_model(model: str, role: Literal["drafter", "refiner"], with_weights: bo
         raise CheckpointError(model, f"no such folder; give {EMBEDDED!r}, a folder or a hub name")
     from huggingface_hub import snapshot_download
 
+    name, _, revision = model.partition("@")
     try:
         patterns = [*_SETTINGS, *(_WEIGHTS if with_weights else ())]
-        return Path(snapshot_download(model, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many unrelated types
-        raise BackendError("load", f"{model}: {error}", retryable=True) from error
+        hint = (
+            f"try hf download {name}; HF_TOKEN opens gated models, HF_HUB_OFFLINE forbids network"
+        )
+        raise BackendError("load", f"{model}: {error}; {hint}", retryable=True) from error

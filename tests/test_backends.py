@@ -1,6 +1,10 @@
 """From a policy's choice of models to working ones."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +96,27 @@ def test_the_roles_of_the_models_are_checked() -> None:
     refiner = Choice(model=str(weights_path("refiner")))
     with pytest.raises(CheckpointError, match="no canvas"):
         load_models(refiner, None)
+
+
+def test_hub_names_with_a_revision_are_found_in_the_cache_offline(tmp_path: Path) -> None:
+    hub = tmp_path / "hub" / "models--org--name"
+    for revision, commit in (("main", "a" * 40), ("v2", "b" * 40)):
+        (hub / "refs").mkdir(parents=True, exist_ok=True)
+        (hub / "refs" / revision).write_text(commit)
+        snapshot = hub / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text("{}")
+
+    def find(model: str) -> str:
+        code = "import sys; from hybrid.backends import find_model; "
+        code += "print(find_model(sys.argv[1], 'drafter').name)"
+        environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+        environment.pop("HF_HUB_CACHE", None)
+        command = [sys.executable, "-c", code, model]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        return done.stdout.strip() or done.stderr
+
+    assert find("org/name") == "a" * 40
+    assert find("org/name@v2") == "b" * 40
+    missing = find("org/other")
+    assert "BackendError" in missing and "hf download org/other" in missing
