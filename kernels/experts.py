@@ -132,7 +132,7 @@ def _plan(experts: Tensor, num_experts: int, block_m: int) -> _Plan:
         tiles,
         rows,
         count,
-        ASSIGNMENTS=assignments,
+        assignments=assignments,
         EXPERTS=num_experts,
         BINS=_power_of_two(num_experts + 1),
         BLOCK_M=block_m,
@@ -176,7 +176,6 @@ def _grouped(
         BLOCK_M=settings.block_m,
         PACKED=parts.packed,
         ASSEMBLY=allows_assembly(),
-        PROGRAMS=programs,
         num_warps=settings.num_warps,
         num_stages=settings.num_stages,
     )

@@ -15,6 +15,7 @@ from hybrid.kernels.accept import accept
 from hybrid.kernels.attention import cached_attention
 from hybrid.kernels.experts import experts
 from hybrid.kernels.head import VOCABULARY_TILE, head, head_sample, head_scores
+from hybrid.kernels.linear import linear, linear_gated, linear_heads
 from hybrid.kernels.noise import draw_keys, random_tokens
 from hybrid.kernels.norms import attention_residual, feed_forward_residual, rms_norm
 from hybrid.kernels.nvfp4 import TILE_COLUMNS, TILE_ROWS, PackedMatrix
@@ -25,6 +26,7 @@ from hybrid.kernels.soft_embed import soft_embed
 
 HIDDEN, CANVAS, CONTEXT, WINDOW = 2816, 256, 4096, 1024
 VOCABULARY, EXPERTS, TOP_K, EXPERT_SIZE = 262144, 128, 8, 704
+DENSE = 2112
 META = torch.device("meta")
 # What a product must come out as: warp-group instructions on Hopper, those of the tensor core's own
 # memory on the B200, warp instructions on the RTX 5090.
@@ -56,7 +58,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 def cases() -> list[Case]:
     """Every case, in the order of a step."""
-    layers = [*_attention_cases(), *_row_cases(), *_expert_cases()]
+    layers = [*_attention_cases(), *_row_cases(), *_expert_cases(), *_linear_cases()]
     return [*layers, *_vocabulary_cases(), *_quantizing_cases()]
 
 
@@ -149,6 +151,42 @@ def _experts(make: Callable[..., Tensor | PackedMatrix], tokens: int) -> object:
         make(EXPERTS, 2 * EXPERT_SIZE, HIDDEN),
         make(EXPERTS, HIDDEN, EXPERT_SIZE),
     )
+
+
+def _linear_cases() -> list[Case]:
+    """A decoded token, a canvas and four: what each kind of layer multiplies with."""
+    cases = []
+    packed = _packed(1, HIDDEN, DENSE)
+    for tokens in (1, CANVAS, 4 * CANVAS):
+        x, matrix = meta(tokens, HIDDEN), WIDE if tokens > 16 else NARROW
+        output = partial(linear, meta(tokens, 16 * 256), meta(HIDDEN, 16 * 256))
+        gated = partial(linear_gated, x, meta(2 * DENSE, HIDDEN))
+        plain = {"output": output, "gated": gated}
+        heads = {k: partial(_heads, tokens, k == "sliding") for k in ("sliding", "full")}
+        cases += [
+            *(
+                Case(f"linear, {k}, {tokens}", v, ("linear_rows",), matrix)
+                for k, v in plain.items()
+            ),
+            *(Case(f"heads, {k}, {tokens}", v, ("linear_head",), matrix) for k, v in heads.items()),
+            Case(
+                f"linear, packed, {tokens}",
+                partial(linear, meta(tokens, DENSE), packed),
+                ("linear_rows",),
+                weights=TILE_ROWS * TILE_COLUMNS,
+            ),
+        ]
+    return cases
+
+
+def _heads(tokens: int, is_sliding: bool) -> object:
+    num_keys, head_dim = (8, 256) if is_sliding else (2, 512)
+    rows = (16 + num_keys * (2 if is_sliding else 1)) * head_dim
+    turn = partial(meta, tokens, head_dim // 2, dtype=torch.float32)
+    cache = partial(meta, CONTEXT, num_keys, head_dim)
+    norm, slots = meta(head_dim), meta(tokens, dtype=torch.int64)
+    x, weight = meta(tokens, HIDDEN), meta(rows, HIDDEN)
+    return linear_heads(x, weight, norm, norm, turn(), turn(), cache(), cache(), slots, 16, 1e-6)
 
 
 def _quantizing_cases() -> list[Case]:

@@ -48,8 +48,10 @@ def _halves(bits, ASSEMBLY: tl.constexpr):
     """Half h of every int32 [..., h] as a bfloat16; both elements of a pair hold the same int32."""
     if ASSEMBLY:
         # Two equal registers go in and one comes out, which is both numbers already.
-        return tl.inline_asm_elementwise(
+        numbers = tl.inline_asm_elementwise(
             "mov.b32 $0, $1;", "=r,r,r", [bits], dtype=tl.bfloat16, is_pure=True, pack=2
         )
-    half = (bits >> (16 * tl.arange(0, 2))) & 0xFFFF
-    return half.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        half = (bits >> (16 * tl.arange(0, 2))) & 0xFFFF
+        numbers = half.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return numbers

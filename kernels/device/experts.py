@@ -3,9 +3,8 @@
 import triton
 import triton.language as tl
 
-from hybrid.kernels.device.decode import RESTORE
 from hybrid.kernels.device.gated import gelu_gate
-from hybrid.kernels.device.product import multiply
+from hybrid.kernels.device.product import multiply, restore
 
 
 @triton.jit
@@ -14,7 +13,7 @@ def plan_rows(
     tiles,
     rows,
     count,
-    ASSIGNMENTS: tl.constexpr,
+    assignments,
     EXPERTS: tl.constexpr,
     BINS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -27,9 +26,9 @@ def plan_rows(
     expert = tl.program_id(0)
     bin_ = tl.arange(0, BINS)
     counts = tl.zeros((BINS,), tl.int32)
-    for start in tl.range(0, ASSIGNMENTS, CHUNK):
+    for start in tl.range(0, assignments, CHUNK):
         index = start + tl.arange(0, CHUNK)
-        chosen = tl.load(experts + index, mask=index < ASSIGNMENTS, other=EXPERTS)
+        chosen = tl.load(experts + index, mask=index < assignments, other=EXPERTS)
         counts += tl.histogram(chosen, BINS)
     needed = tl.where(bin_ < EXPERTS, (counts + BLOCK_M - 1) // BLOCK_M, 0)
     first = tl.sum(tl.where(bin_ < expert, needed, 0))
@@ -42,9 +41,9 @@ def plan_rows(
     rows += first * BLOCK_M
     position = held + tl.arange(0, BLOCK_M)
     tl.store(rows + position, -1, mask=position < mine * BLOCK_M)
-    for start in tl.range(0, ASSIGNMENTS, CHUNK):
+    for start in tl.range(0, assignments, CHUNK):
         index = start + tl.arange(0, CHUNK)
-        chosen = tl.load(experts + index, mask=index < ASSIGNMENTS, other=EXPERTS)
+        chosen = tl.load(experts + index, mask=index < assignments, other=EXPERTS)
         is_mine = (chosen == expert).to(tl.int32)
         tl.store(rows + tl.cumsum(is_mine) - 1, index, mask=is_mine > 0)
         rows += tl.sum(is_mine)
@@ -68,7 +67,6 @@ def grouped_product(
     BLOCK_M: tl.constexpr,
     PACKED: tl.constexpr,
     ASSEMBLY: tl.constexpr,
-    PROGRAMS: tl.constexpr,
 ):
     """The first product (GATED): rows of `x` by token, gelu(gate) * up; the second: by assignment.
 
@@ -79,7 +77,7 @@ def grouped_product(
     num_n: tl.constexpr = (N + ROWS - 1) // ROWS
     num_k: tl.constexpr = (K + 63) // 64
     width: tl.constexpr = N // 2 if GATED else N
-    for unit in tl.range(tl.program_id(0), tl.load(count) * num_n, PROGRAMS):
+    for unit in tl.range(tl.program_id(0), tl.load(count) * num_n, tl.num_programs(0)):
         first_row = (unit % num_n) * ROWS
         expert = tl.load(tiles + unit // num_n).to(tl.int64)
         assignment = tl.load(rows + (unit // num_n) * BLOCK_M + tl.arange(0, BLOCK_M))
@@ -105,10 +103,8 @@ def grouped_product(
             PACKED,
             ASSEMBLY,
         )
+        acc = restore(acc, factors + expert * N, first_row, N, ROWS, PACKED)
         row = first_row + tl.arange(0, ROWS)
-        if PACKED:
-            factor = tl.load(factors + expert * N + row, mask=row < N, other=0.0)
-            acc *= (factor * RESTORE)[:, None]
         if GATED:
             gate, up = tl.split(tl.reshape(acc.T, (BLOCK_M, ROWS // 2, 2)))
             result = gelu_gate(gate, up).to(tl.bfloat16)

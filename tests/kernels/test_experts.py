@@ -36,12 +36,12 @@ def random_matrix(
 
 
 def assert_near(actual: Tensor, exact: Tensor, most: float, rms: float) -> None:
-    """Bounds on the largest and the root mean square error, relative to the exact RMS."""
+    """Bounds on the largest error, relative to value and RMS, and on the RMS error."""
     assert not actual.isnan().any()
     size = exact.square().mean().sqrt()
-    error = (actual.double() - exact).abs() / size
-    assert error.max() <= most, error.max()
-    assert error.square().mean().sqrt() <= rms, error.square().mean().sqrt()
+    error = (actual.double() - exact).abs()
+    largest, mean = (error / (exact.abs() + size)).max(), error.square().mean().sqrt() / size
+    assert largest <= most and mean <= rms, (largest, mean)
 
 
 def choices(kind: str, tokens: int, num_experts: int, top_k: int) -> Tensor:
@@ -86,7 +86,7 @@ def test_the_kernels_are_the_definition(
     actual = experts(x, chosen, weights, gate_up, down)
     assert (actual.shape, actual.dtype) == ((tokens, top_k, hidden), torch.bfloat16)
     exact = one_by_one(x, chosen, weights, exact_gate_up, exact_down)
-    assert_near(actual, exact, most=0.03, rms=0.003)
+    assert_near(actual, exact, most=0.01, rms=0.003)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -129,5 +129,5 @@ def test_on_a_gpu_at_the_real_size(tokens: int, packed: bool) -> None:
     chosen = scores.topk(top_k).indices.int()
     actual = experts(x, chosen, weights, gate_up_weight, down_weight)
     expected = experts_torch(x.float(), chosen, weights, gate_up_weight, down_weight)
-    assert_near(actual, expected.double(), most=0.06, rms=0.006)
+    assert_near(actual, expected.double(), most=0.02, rms=0.006)
     assert torch.equal(actual, experts(x, chosen, weights, gate_up_weight, down_weight))
