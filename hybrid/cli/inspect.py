@@ -44,7 +44,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A model folder; `cache_bytes` is what keys and values of one full context take in float32."""
+    """A model folder; `cache_bytes` is what keys and values of one full context take in float32.
+
+    `gpu_bytes` is what the engine takes for one request of 4096 tokens, `gpu_plan` its parts.
+    """
 
     folder: str
     architecture: str
@@ -58,6 +61,8 @@ class Inspection:
     quantisation: str
     parts: tuple[Part, ...]
     cache_bytes: int
+    gpu_bytes: int
+    gpu_plan: str
 
     @property
     def parameters(self) -> int:
@@ -100,6 +105,8 @@ def inspect(folder: str, /, *, as_json: Annotated[Flag, Parameter(name="--json")
 
 def inspect_folder(folder: Path) -> Inspection:
     """Read configuration and headers; raises CheckpointError for a folder that is no model."""
+    from hybrid.engine.memory import plan_memory
+    from hybrid.gemma.checkpoint import Checkpoint
     from hybrid.gemma.config import GemmaConfig
     from hybrid.gemma.quantized import read_convention
 
@@ -118,6 +125,9 @@ def inspect_folder(folder: Path) -> Inspection:
     )
     convention = read_convention(folder)
     tensors = dict(read_headers(folder))
+    checkpoint = Checkpoint(folder)
+    plan = plan_memory(checkpoint, config)
+    checkpoint.close()
     return Inspection(
         folder=str(folder),
         architecture=config.architecture,
@@ -133,6 +143,8 @@ def inspect_folder(folder: Path) -> Inspection:
         quantisation="none" if convention == "plain" else f"NVFP4 as {convention} spells it",
         parts=tuple(_parts(tensors)),
         cache_bytes=cached,
+        gpu_bytes=plan.total,
+        gpu_plan=str(plan),
     )
 
 
@@ -185,7 +197,8 @@ def facts(found: Inspection) -> Table:
         "quantisation": found.quantisation,
         "as stored": f"{_size(found.stored_bytes)}; with a full cache {_size(stored)}, "
         f"{_fits(stored)}",
-        "as run today": f"{_size(found.decoded_bytes)} in float32; with a full cache "
+        "on a GPU": f"{found.gpu_plan}, {_fits(found.gpu_bytes)}",
+        "on a CPU": f"{_size(found.decoded_bytes)} in float32; with a full cache "
         f"{_size(decoded)}, {_fits(decoded)}",
     }
     table = Table.grid(padding=(0, 2, 0, 0))

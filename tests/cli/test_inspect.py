@@ -24,6 +24,8 @@ def test_the_embedded_drafter_in_words(capsys: pytest.CaptureFixture[str]) -> No
         "NVFP4 as modelopt spells it",
         "1.2 M parameters",
         "fits in 8 GB",
+        "on a GPU",
+        "of keys and values (1 x 4096 tokens)",
     ):
         assert words in out
 
