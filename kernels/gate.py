@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -36,11 +37,12 @@ _TIME_LIMIT_S = 300
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One launch to compile."""
+    """One launch to compile: of the case's launches of this kernel, the one of this number."""
 
     case: Case
     launch: Launch
     architecture: int
+    number: int = 1
 
     @property
     def kernel(self) -> str:
@@ -50,7 +52,8 @@ class Job:
     @property
     def key(self) -> str:
         """What its instruction count is recorded under."""
-        return f"{self.case.name} / {self.kernel} / sm_{self.architecture}"
+        which = self.kernel if self.number == 1 else f"{self.kernel} {self.number}"
+        return f"{self.case.name} / {which} / sm_{self.architecture}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import triton
 
     jobs = list(list_jobs(options.op, options.arch or ARCHITECTURES))
-    counts = json.loads(_COUNTS.read_text()) if _COUNTS.exists() else {}
-    known = {} if options.record else counts.get(triton.__version__, {})
+    known = {} if options.record else _read_counts().get(triton.__version__, {})
     with ThreadPoolExecutor(options.jobs) as pool:
         done = pool.map(lambda job: examine(job, known.get(job.key)), jobs)
         steps = track(done, "compiling", len(jobs), console=Console(stderr=True))
@@ -90,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         show(findings, triton.__version__)
     if options.record:
-        _write_counts(counts, triton.__version__, findings)
+        _write_counts(triton.__version__, findings)
     return int(any(finding.problems for finding in findings))
 
 
@@ -115,10 +117,12 @@ def list_jobs(part: str, architectures: Sequence[int]) -> Iterator[Job]:
                 continue
             with recording(architecture) as launches:
                 case.call()
+            numbers: Counter[str] = Counter()
             for launch in launches:
+                numbers[launch.kernel.__name__] += 1
                 if (mark := identity(launch)) not in seen:
                     seen.add(mark)
-                    yield Job(case, launch, architecture)
+                    yield Job(case, launch, architecture, numbers[launch.kernel.__name__])
 
 
 def examine(job: Job, recorded: int | None) -> Finding:
@@ -217,8 +221,15 @@ def _record(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _write_counts(counts: dict[str, Any], version: str, findings: Sequence[Finding]) -> None:
+def _read_counts() -> dict[str, dict[str, int]]:
+    """Instruction counts by version of Triton and key."""
+    counts: dict[str, dict[str, int]] = json.loads(_COUNTS.read_text()) if _COUNTS.exists() else {}
+    return counts
+
+
+def _write_counts(version: str, findings: Sequence[Finding]) -> None:
     """Keep the inner loops' instruction counts under this version of Triton."""
+    counts = _read_counts()
     new = {f.job.key: f.compiled.loop for f in findings if f.compiled and f.compiled.loop}
     counts[version] = {**counts.get(version, {}), **new}
     _COUNTS.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n")

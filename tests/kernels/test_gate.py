@@ -33,6 +33,7 @@ def test_every_kernel_that_ships_passes() -> None:
     done = compiling("-m", "hybrid.kernels.gate", "--json")
     findings = json.loads(done.stdout)
     assert {f["key"]: f["problems"] for f in findings if f["problems"]} == {}
+    assert len({f["key"] for f in findings}) == len(findings)
     assert {f["key"].rsplit("sm_")[1] for f in findings} == {"90", "100", "120"}
     assert done.returncode == 0
 
@@ -91,6 +92,11 @@ def test_what_is_judged_good() -> None:
 def test_only_kernels_that_multiply_must_have_matrix_instructions() -> None:
     other = Job(job().case, Launch(named("merge"), (1,), {}, 4, 3), 90)
     assert list(judge(other, replace(GOOD, matrix="", loop=0, loop_loads=3), None)) == []
+
+
+def test_launches_of_one_kernel_in_one_case_are_told_apart() -> None:
+    assert job().key == "x / multiply / sm_90"
+    assert replace(job(), number=2).key == "x / multiply 2 / sm_90"
 
 
 def test_the_interpreter_is_no_compiler() -> None:
