@@ -130,7 +130,7 @@ def test_a_file_gives_its_path_as_the_policys_name(tmp_path: Path) -> None:
     assert load_policy(file).name == str(file)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/policies.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/policies.md", "docs/refining.md"])
 def test_the_policies_in_the_documentation_are_valid(page: str) -> None:
     text = (Path(__file__).parents[2] / page).read_text()
     blocks = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.S) if HEAD[:-1] in block]
