@@ -49,9 +49,10 @@ class Start:
 class Canvases:
     """`count` canvases of C tokens, and an idle one after them.
 
-    After a step: `best_ids` int32, `entropy` float32 and `kept` bool [count + 1, C]; `outcome`
-    float32 [count + 1, 4] is which canvas it is of its row's, the steps taken, whether it has
-    converged, and the mean entropy.
+    `ids` int32 [count + 1, C] is what the next step reads, with `expected` [count + 1, C, H], the
+    embedding that the last one expected there. After a step: `best_ids` int32, `entropy` float32
+    and `kept` bool [count + 1, C]; `outcome` float32 [count + 1, 4] is which canvas it is of its
+    row's, the steps taken, whether it has converged, and the mean entropy.
     """
 
     def __init__(self, model: EngineModel, count: int) -> None:
@@ -60,7 +61,7 @@ class Canvases:
         with torch.inference_mode(False):
             self._counts = torch.zeros(rows, _COUNTS, device=device, dtype=torch.int32)
             self._settings = torch.ones(rows, _SETTINGS, device=device)
-            self._soft = torch.zeros(
+            self.expected = torch.zeros(
                 rows, length, config.hidden_size, device=device, dtype=model.dtype
             )
             self.ids = torch.zeros(rows, length, device=device, dtype=torch.int32)
@@ -81,7 +82,7 @@ class Canvases:
         self._counts[row] = _row([*seed, *counts, start.context, 0], torch.int32, device)
         settings = [start.t_min, start.t_max, start.entropy_bound, start.confidence_threshold]
         self._settings[row] = _row(settings, torch.float32, device)
-        self._soft[row].zero_()
+        self.expected[row].zero_()
         self.rewrite(row, start.ids, start.fixed_ids)
 
     def rewrite(self, row: int, ids: Sequence[int], fixed_ids: Sequence[int]) -> None:
@@ -106,7 +107,7 @@ class Canvases:
             counts[:, 2:].unbind(-1),
         )
         t_min, t_max, bound, confidence = settings.unbind(-1)
-        fixed_ids, soft = self.fixed_ids[rows], self._soft[rows]
+        fixed_ids, soft = self.fixed_ids[rows], self.expected[rows]
         length = fixed_ids.shape[1]
         hidden = model.denoised(
             self.ids[rows],
@@ -157,7 +158,7 @@ class Canvases:
         put(self.best_ids, accepted.best)
         put(self.entropy, accepted.entropy)
         put(self.kept, accepted.kept)
-        put(self._soft, new_soft)
+        put(self.expected, new_soft)
         outcome = canvas, following, converged, accepted.mean_entropy
         put(self.outcome, torch.stack([part.float() for part in outcome], -1))
         moved = (seeds, canvas, following, limit, stability, stable, context, done)
