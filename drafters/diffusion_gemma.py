@@ -85,17 +85,24 @@ class DiffusionGemmaDrafter:
         """See `Drafter.draft`; raises RequestError for settings or prompts that cannot work."""
         assignments = [self.prepare(job) for job in jobs]
         batch = self.open_batch(len(jobs), max(assignment.room for assignment in assignments))
-        numbers = batch.admit(assignments)
-        ended: dict[int, Draft] = {}
-        while batch.active:
+        waiting = list(range(len(jobs)))
+        rows: dict[int, int] = {}
+        drafts: dict[int, Draft] = {}
+        while waiting or rows:
+            now, waiting = waiting[: batch.free], waiting[batch.free :]
+            if now:
+                numbers = batch.admit([assignments[index] for index in now])
+                rows |= zip(numbers, now, strict=True)
             for number, outcome in batch.step().items():
                 if isinstance(outcome, Exception):
                     raise outcome
-                ended[number] = outcome
-        return [ended[number] for number in numbers]
+                drafts[rows.pop(number)] = outcome
+        return [drafts[index] for index in range(len(jobs))]
 
     def open_batch(self, slots: int, capacity: int) -> DraftBatch:
-        """See `BatchDrafter.open_batch`."""
+        """See `BatchDrafter.open_batch`; a GPU may have room for fewer rows."""
+        if isinstance(self.model, EngineModel):
+            slots = min(slots, self.model.most_rows(capacity))
         return DraftBatch(self.model, self.tokenizer, self._noise, slots, capacity)
 
     def prepare(self, job: DraftJob) -> Assignment:

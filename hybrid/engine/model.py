@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from hybrid.engine.memory import row_bytes, work_bytes
 from hybrid.engine.passes import Pass, Places, rope_of
 from hybrid.engine.rooms import Rooms, RoomSize
 from hybrid.engine.weights import EngineWeights, FeedForwardWeights, LayerWeights
@@ -28,6 +29,7 @@ from hybrid.kernels.route import route
 from hybrid.kernels.selfcond import condition
 
 _CHUNK = 512  # prompt tokens of all rows in one pass: bounds the working memory
+_MOST_ROWS = 8
 _DECODED = 16  # passes of up to so many tokens are captured as graphs, and a canvas's
 
 
@@ -42,6 +44,7 @@ class EngineModel:
         self.device, self.dtype = weights.embedding.device, weights.embedding.dtype
         self._places = Places(config, self.device)
         self._free: dict[RoomSize, list[Rooms]] = {}
+        self._most_rows: dict[int, int] = {}
         self._used: WeakKeyDictionary[Cache, Rooms] = WeakKeyDictionary()
         # The published models round the scale to the weights' dtype.
         scale = torch.tensor(math.sqrt(config.hidden_size), dtype=self.dtype)
@@ -72,6 +75,22 @@ class EngineModel:
         self._used[cache] = rooms
         finalize(cache, free.append, rooms)
         return cache
+
+    def most_rows(self, capacity: int) -> int:
+        """How many rows of so many tokens are best denoised together in the memory there is.
+
+        More than a few canvases gain nothing: an H100 is bound by arithmetic from about four on.
+        The first answer for a capacity stands, as its rows are what takes the memory afterwards.
+        """
+        if self.device.type != "cuda":
+            return _MOST_ROWS
+        if capacity not in self._most_rows:
+            free, _ = torch.cuda.mem_get_info(self.device)
+            row, rows = row_bytes(self.config, capacity, self.dtype), _MOST_ROWS
+            while rows > 1 and (rows + 1) * row + work_bytes(self.config, rows, self.dtype) > free:
+                rows //= 2
+            self._most_rows[capacity] = rows
+        return self._most_rows[capacity]
 
     def _new_rooms(self, size: RoomSize) -> Rooms:
         try:
