@@ -18,8 +18,8 @@ from hybrid.kernels.launch import interpreted
 from tests.interpreter import correct
 
 CANVAS, VOCABULARY, PROMPT = 16, 150, 21
-SLIDING = LayerConfig("sliding", 16, 2, False, 10_000.0, 1.0)
-FULL = LayerConfig("full", 32, 1, True, 1_000_000.0, 0.25)
+SLIDING = LayerConfig("sliding", 32, 2, False, 10_000.0, 1.0)
+FULL = LayerConfig("full", 64, 1, True, 1_000_000.0, 0.25)
 
 
 def geometry() -> GemmaConfig:
