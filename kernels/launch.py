@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+OLDEST_MAJOR = 8  # of the compute capability: Ampere was the first with bfloat16
+
 # Streaming multiprocessors and shared memory of one program, by architecture (CUDA guide, 20.9).
 _MULTIPROCESSORS = {90: 132, 100: 148, 120: 170}
 _SHARED_MEMORY = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}

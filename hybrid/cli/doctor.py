@@ -111,29 +111,30 @@ def check_triton() -> Finding:
     try:
         return Finding("triton", "good", version("triton"))
     except PackageNotFoundError:
-        fix = "pip install triton (Linux only); nothing that runs today needs it"
+        fix = "pip install triton (Linux only); models run on the CPU without it"
         return Finding("triton", "less", "not installed", fix)
 
 
 def check_gpu() -> Finding:
-    """NVIDIA GPUs, and what NVFP4 would mean on them."""
+    """NVIDIA GPUs, and what NVFP4 means on them."""
     import torch
 
-    fix = "nothing to fix: this version has no GPU kernels yet and runs every model on the CPU"
     if not torch.cuda.is_available():
+        fix = "nothing to fix where there is no GPU: models run on the CPU"
         return Finding("gpu", "less", "none that torch can use", fix)
     gpu = torch.cuda.get_device_properties(0)
-    size = f"{gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}"
-    return Finding("gpu", "less", f"{gpu.name}, {size}: {nvfp4_on(gpu.major)}, not used yet", fix)
+    return judge_gpu(gpu.name, gpu.total_memory, gpu.major, gpu.minor)
 
 
-def nvfp4_on(major: int) -> str:
-    """What a GPU of this compute capability can do with NVFP4 weights."""
-    if major >= 10:  # Blackwell's tensor cores multiply blocks of it
-        return "multiplies in NVFP4"
-    if major >= 8:
-        return "reads NVFP4 weights and multiplies in bfloat16"
-    return "is too old for NVFP4"
+def judge_gpu(name: str, size: int, major: int, minor: int) -> Finding:
+    """What a GPU of so many bytes and this compute capability is good for."""
+    from hybrid.kernels.launch import OLDEST_MAJOR
+
+    which = f"{name}, {size / 2**30:.0f} GiB, sm_{major}{minor}"
+    if major < OLDEST_MAJOR:
+        fix = f"models run on the CPU; the kernels need sm_{OLDEST_MAJOR}0 (Ampere) or newer"
+        return Finding("gpu", "less", f"{which}: too old for the kernels", fix)
+    return Finding("gpu", "good", f"{which}: reads NVFP4 weights and multiplies in bfloat16")
 
 
 def check_embedded_pair() -> Finding:

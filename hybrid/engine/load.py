@@ -18,6 +18,7 @@ from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.mapping import map_tensors
 from hybrid.gemma.model import GemmaModel, load_model
 from hybrid.gemma.threads import SMALL_HIDDEN_SIZE
+from hybrid.kernels.launch import OLDEST_MAJOR
 
 
 def load_fastest(path: str | Path, device: str = "auto") -> GemmaModel | EngineModel:
@@ -28,12 +29,18 @@ def load_fastest(path: str | Path, device: str = "auto") -> GemmaModel | EngineM
     """
     if device == "auto":
         is_small = GemmaConfig.from_directory(path).hidden_size <= SMALL_HIDDEN_SIZE
-        device = "cuda" if torch.cuda.is_available() and not is_small else "cpu"
+        device = "cuda" if _has_gpu() and not is_small else "cpu"
     if device == "cpu":
         return load_model(path)
-    if not torch.cuda.is_available():
-        raise CapabilityError(f"loading {path}", device, "a CUDA device; this machine has none")
+    if not _has_gpu():
+        missing = f"a CUDA device of compute capability {OLDEST_MAJOR}.0 or newer; there is none"
+        raise CapabilityError(f"loading {path}", device, missing)
     return load_engine(path, torch.device(device), torch.bfloat16)
+
+
+def _has_gpu() -> bool:
+    """Whether there is a GPU that the kernels run on."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= OLDEST_MAJOR
 
 
 def load_engine(path: str | Path, device: torch.device, dtype: torch.dtype) -> EngineModel:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hybrid.cli import main
-from hybrid.cli.doctor import CHECKS, Finding, nvfp4_on, report, run
+from hybrid.cli.doctor import CHECKS, Finding, judge_gpu, report, run
 from hybrid.cli.terminal import Terminal
 
 
@@ -56,7 +56,11 @@ def test_a_check_that_falls_over_is_a_finding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("major", "said"), [(7, "too old"), (8, "bfloat16"), (9, "bfloat16"), (10, "multiplies in")]
+    ("major", "status", "said"),
+    [(7, "less", "too old"), (8, "good", "NVFP4"), (9, "good", "NVFP4"), (12, "good", "sm_120")],
 )
-def test_nvfp4_by_generation(major: int, said: str) -> None:
-    assert said in nvfp4_on(major)
+def test_what_a_gpu_is_good_for(major: int, status: str, said: str) -> None:
+    finding = judge_gpu("Card", 80 * 2**30, major, 0)
+    assert finding.status == status
+    assert said in finding.message
+    assert "80 GiB" in finding.message

@@ -1,0 +1,71 @@
+"""Where a model goes, and what it takes there."""
+
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from hybrid.embedded import weights_path
+from hybrid.engine.load import load_engine, load_fastest
+from hybrid.engine.memory import plan_memory, require_memory, weight_bytes
+from hybrid.errors import CapabilityError
+from hybrid.gemma.checkpoint import Checkpoint
+from hybrid.gemma.config import GemmaConfig
+from hybrid.gemma.model import GemmaModel
+
+FOLDER = weights_path("drafter")
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Every tensor in a tree of dataclasses and tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, tuple):
+        return [tensor for part in value for tensor in tensors(part)]
+    if is_dataclass(value):
+        return [t for field in fields(value) for t in tensors(getattr(value, field.name))]
+    return []
+
+
+def test_a_small_model_stays_on_the_cpu() -> None:
+    assert isinstance(load_fastest(FOLDER), GemmaModel)
+    assert isinstance(load_fastest(FOLDER, "cpu"), GemmaModel)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_by_name() -> None:
+    with pytest.raises(CapabilityError, match=r"on cuda:1: a CUDA device"):
+        load_fastest(FOLDER, "cuda:1")
+
+
+@pytest.mark.parametrize("role", ["drafter", "refiner"])
+def test_weights_take_the_bytes_that_headers_predict(role: Literal["drafter", "refiner"]) -> None:
+    folder = weights_path(role)
+    checkpoint = Checkpoint(folder)
+    predicted = weight_bytes(checkpoint, torch.bfloat16)
+    model = load_engine(folder, torch.device("cpu"), torch.bfloat16)
+    taken = sum(tensor.nbytes for tensor in tensors(model.weights))
+    assert abs(taken - predicted) < 0.01 * taken
+
+
+def test_what_does_not_fit_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, config = Checkpoint(FOLDER), GemmaConfig.from_directory(FOLDER)
+    plan = plan_memory(checkpoint, config, rows=1)
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (plan.total, 2 * plan.total))
+    assert require_memory(checkpoint, config, gpu, torch.bfloat16) == plan
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (plan.total - 1, plan.total))
+    with pytest.raises(CapabilityError, match=r"Card.*needs .* GB of weights.*GB are free"):
+        require_memory(checkpoint, config, gpu, torch.bfloat16)
+
+
+def test_more_rows_take_more_cache_and_work() -> None:
+    config = GemmaConfig.from_directory(FOLDER)
+    one = plan_memory(Checkpoint(FOLDER), config, rows=1)
+    four = plan_memory(Checkpoint(FOLDER), config, rows=4)
+    assert four.weights == one.weights
+    assert four.cache * 2 == one.cache * 5  # a row more than asked for is kept for idle places
+    assert four.work > one.work
