@@ -13,7 +13,7 @@ from threading import Event as Flag
 
 from hybrid.backends import Models
 from hybrid.batching import SharedDrafter
-from hybrid.checks import examine, failed_names
+from hybrid.checks import DoesNotRepeat, examine, failed_names
 from hybrid.deadline import Deadline
 from hybrid.errors import (
     BackendError,
@@ -114,6 +114,8 @@ class Pipeline:
         work.finish("refine")
 
         work.notes += self._warnings(request, work.request)
+        if problem := DoesNotRepeat().problem(work.answer().text):
+            work.notes += (f"the answer repeats itself: {problem}",)
         result = work.result()
         if self.history is not None:
             self.history.learn(result)

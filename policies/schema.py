@@ -250,7 +250,7 @@ class DefaultsSection(Section):
     """What holds unless a task, a rule or the request says otherwise."""
 
     budget: Duration | None = Field(default=None, description="Time to answer in, such as 500ms.")
-    max_new_tokens: int = Field(default=256, ge=1, description="Longest answer, in tokens.")
+    max_new_tokens: int = Field(default=1024, ge=1, description="Longest answer, in tokens.")
     expected_tokens: int = Field(
         default=32, ge=1, description="Length of a typical answer, for predicting latency."
     )

@@ -276,3 +276,10 @@ def test_a_failed_check_makes_a_cascade_go_on() -> None:
     harmed = answer({"contains": "dog"}, {"contains": "fox"})
     assert harmed.text == "the quick dog"
     assert any("refining broke contains 'dog'" in note for note in harmed.notes)
+
+
+def test_an_answer_that_repeats_itself_is_reported() -> None:
+    looping = ScriptedDrafter({"say it": "and so on " * 6, "sort": "1 2 3"})
+    result, _ = run(make_pipeline(drafter=looping))
+    assert any(note.startswith("the answer repeats itself: ") for note in result.notes)
+    assert not run(make_pipeline())[0].notes

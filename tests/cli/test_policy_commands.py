@@ -86,7 +86,7 @@ def test_show_keeps_what_says_nothing_and_invents_nothing(
     shown = capsys.readouterr().out
     assert parse_policy(shown, "shown").model_dump() == load_policy(file).model_dump()
     assert "null" not in shown
-    assert "max_new_tokens: 256" in shown
+    assert "max_new_tokens: 1024" in shown
 
 
 def test_show_refuses_what_is_no_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
