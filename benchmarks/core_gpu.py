@@ -43,7 +43,7 @@ from hybrid.gemma.config import GemmaConfig, LayerConfig
 from hybrid.kernels.attention import cached_attention
 from hybrid.kernels.experts import experts
 from hybrid.kernels.head import head_sample
-from hybrid.kernels.linear import linear, linear_gated
+from hybrid.kernels.linear import linear, linear_gated, linear_heads
 from hybrid.kernels.norms import attention_residual, feed_forward_residual
 from hybrid.kernels.nvfp4 import E2M1_VALUES, PackedMatrix, pack_matrix, pack_torch
 from hybrid.kernels.route import route
@@ -261,11 +261,10 @@ def kernel_times(
         return replayed_ms([partial(call, layer) for layer in layers])
 
     for kind, layers in (("sliding", sliding), ("full", full)):
-        matrix = layers[0].attention.query_key_value
         yield (
-            f"qkv, {kind}",
-            every(layers, lambda layer: linear(x, layer.attention.query_key_value)),
-            nbytes(matrix),
+            f"heads, {kind}",
+            heads_time(layers, config, kind, x),
+            nbytes(layers[0].attention.query_key_value),
         )
         yield (
             f"output, {kind}",
@@ -306,6 +305,24 @@ def kernel_times(
 def _of_kind(weights: EngineWeights, config: GemmaConfig, kind: str) -> list[LayerWeights]:
     pairs = zip(weights.layers, config.layers, strict=True)
     return [layer for layer, geometry in pairs if geometry.kind == kind]
+
+
+def heads_time(layers: Sequence[LayerWeights], config: GemmaConfig, kind: str, x: Tensor) -> float:
+    """Milliseconds of the projection before attention, with norms, rotation and cache."""
+    geometry = next(layer for layer in config.layers if layer.kind == kind)
+    shape = (len(x), geometry.num_key_value_heads, geometry.head_dim)
+    keys, values = torch.empty(2, *shape, device=DEVICE, dtype=torch.bfloat16)
+    angles = torch.rand(len(x), geometry.head_dim // 2, device=DEVICE)
+    slots = torch.arange(len(x), device=DEVICE)
+
+    def project(layer: LayerWeights) -> object:
+        weights = layer.attention
+        norms = weights.query_norm, weights.key_norm
+        places = angles.cos(), angles.sin(), keys, values, slots
+        heads, eps = config.num_attention_heads, config.rms_norm_eps
+        return linear_heads(x, weights.query_key_value, *norms, *places, heads, eps)
+
+    return replayed_ms([partial(project, layer) for layer in layers])
 
 
 def output_time(
