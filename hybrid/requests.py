@@ -13,8 +13,7 @@ from typing import TypedDict, cast, get_args
 from hybrid.checks import read_check
 from hybrid.deadline import parse_duration
 from hybrid.errors import RequestError, did_you_mean
-from hybrid.policies.schema import MAX_STEPS
-from hybrid.types import Check, Message, Overrides, RefineMode, Request, Role
+from hybrid.types import MAX_STEPS, Check, Message, Overrides, RefineMode, Request, Role
 
 Prompt = str | Sequence[Message | Mapping[str, str]] | Request
 

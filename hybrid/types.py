@@ -114,6 +114,9 @@ class Signals:
     custom: Mapping[str, SignalValue] = field(default_factory=dict)
 
 
+MAX_STEPS = 1024  # that anybody may ask for on a canvas
+
+
 @dataclass(frozen=True, slots=True)
 class DraftParams:
     """Settings of the denoising loop; the defaults are the published generation_config's.

@@ -19,9 +19,8 @@ from pydantic import (
 
 from hybrid.deadline import parse_duration
 from hybrid.errors import RequestError
-from hybrid.types import RefineMode, Scorer, SignalValue
+from hybrid.types import MAX_STEPS, RefineMode, Scorer, SignalValue
 
-MAX_STEPS = 1024
 STEPS, STEPS_ALIAS = "max_denoising_steps", "num_diffusion_steps"
 _STEPS_HELP = f"a number of steps from 1 to {MAX_STEPS}, a list of them, or {{from: 8, to: 10}}"
 
