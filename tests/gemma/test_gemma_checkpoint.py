@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hybrid.engine.load import load_engine
+from hybrid.engine.model import EngineModel
 from hybrid.errors import CheckpointError
 from hybrid.gemma.model import GemmaModel, load_model
 from tests.gemma.nvfp4_folders import (
@@ -44,7 +45,7 @@ def quantised_folder(folder: Path) -> Path:
     return folder
 
 
-def answer(model: GemmaModel) -> Tensor:
+def answer(model: GemmaModel | EngineModel) -> Tensor:
     """What a model says to a fixed prompt and canvas, [6, V]."""
     with torch.inference_mode():
         cache = model.new_cache(1, 20)

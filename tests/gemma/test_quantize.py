@@ -1,5 +1,6 @@
 """`hybrid quantize`: what it writes loads as what it says, here and in compressed-tensors."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from hybrid.cli import main
+from hybrid.engine.load import load_engine
 from hybrid.gemma.checkpoint import Checkpoint
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.mapping import map_tensors
@@ -16,6 +19,8 @@ from hybrid.gemma.model import load_model
 from hybrid.gemma.quantize import RECORDS, Job, Quantizer
 from hybrid.gemma.quantized import MatrixReader, read_convention
 from hybrid.kernels.nvfp4 import dequantize_torch, quantize_torch
+from tests.gemma.nvfp4_folders import SINGLE, edit_json, split_experts
+from tests.gemma.test_gemma_checkpoint import answer
 
 Make = Callable[..., tuple[Any, Path]]
 NAME = "model.decoder.layers.0.experts.1"
@@ -91,3 +96,48 @@ def test_the_library_decodes_it_alike(make_diffusion: Make, tmp_path: Path) -> N
     ours = MatrixReader(checkpoint, "compressed-tensors").read(linear, (32, 16))
     # The library rounds to bfloat16.
     torch.testing.assert_close(theirs.float(), ours, rtol=2**-8, atol=0)
+
+
+def test_a_checkpoint_by_the_library_is_read_as_the_library_reads_it(
+    make_diffusion: Make, tmp_path: Path
+) -> None:
+    """Every expert and dense matrix compressed by compressed-tensors, on both stacks."""
+    library = pytest.importorskip("compressed_tensors.compressors.nvfp4.base").NVFP4PackedCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+
+    source = make_diffusion()[1]
+    theirs = Path(shutil.copytree(source, tmp_path / "theirs"))
+    job = Job(source, tmp_path / "unused", "compressed-tensors", "experts+mlp")
+    declaration = Quantizer(job).declaration()
+    scheme = QuantizationConfig.model_validate(declaration).config_groups["group_0"]
+    stored: dict[str, torch.Tensor] = {}
+    meant: dict[str, torch.Tensor] = {}
+    for name, tensor in split_experts(load_file(source / SINGLE)).items():
+        if not name.endswith(LINEARS) or "self_cond" in name or "vision" in name:
+            stored[name] = tensor
+            continue
+        state = compressed(library, scheme, tensor)
+        stored |= {f"{name.removesuffix('weight')}{key}": part for key, part in state.items()}
+        meant[name.removesuffix(".weight")] = library.decompress(state, scheme)["weight"].float()
+    save_file(stored, theirs / SINGLE)
+    edit_json(theirs / "config.json", quantization_config=declaration)
+    reader = MatrixReader(Checkpoint(theirs), read_convention(theirs))
+    assert len(meant) == 3 * 3 * 5  # layers, projections, four experts and the dense branch
+    for name, weight in meant.items():
+        # The library rounds to bfloat16.
+        torch.testing.assert_close(reader.read(name, weight.shape), weight, rtol=2**-8, atol=0)
+    engine = load_engine(theirs, torch.device("cpu"), torch.float32)
+    torch.testing.assert_close(answer(engine), answer(load_model(theirs)), rtol=1e-4, atol=1e-4)
+
+
+LINEARS = tuple(f"{part}_proj.weight" for part in ("gate", "up", "down"))
+
+
+def compressed(library: Any, scheme: Any, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """One linear layer as the library stores it, with scales by its own convention."""
+    outer = 448 * 6 / weight.abs().max().float().reshape(1)
+    blocks = weight.float().reshape(len(weight), -1, 16).abs().amax(-1)
+    scale = (blocks / 6 * outer).to(torch.float8_e4m3fn).float()
+    state = {"weight": weight, "weight_scale": scale, "weight_global_scale": outer}
+    done: dict[str, torch.Tensor] = library.compress(state, scheme)
+    return {key: part.contiguous() for key, part in done.items()}
