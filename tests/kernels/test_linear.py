@@ -147,8 +147,6 @@ def test_packed_heads_must_fill_fragments(interpreted: None) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("tokens", [1, 16, 256, 1024])
 def test_on_a_gpu_at_the_real_size(tokens: int, packed: bool) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs CUDA")
     cpu_weight, _ = random_weight(4224, 2816, packed)
     weight: Weight
     if isinstance(cpu_weight, Tensor):
@@ -165,8 +163,6 @@ def test_on_a_gpu_at_the_real_size(tokens: int, packed: bool) -> None:
 @pytest.mark.parametrize("tokens", [1, 256, 1024])
 @pytest.mark.parametrize(("num_keys", "head_dim", "has_values"), [(8, 256, True), (2, 512, False)])
 def test_heads_on_a_gpu(tokens: int, num_keys: int, head_dim: int, has_values: bool) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs CUDA")
     weight, _ = random_weight((16 + num_keys * (1 + has_values)) * head_dim, 2816, packed=False)
     assert isinstance(weight, Tensor)
     x, weight = random_rows(tokens, 2816).cuda(), weight.cuda()
