@@ -1,4 +1,4 @@
-"""The pictures of a report, but for the first: curves, histograms, fixes and harms, calibration.
+"""The plain pictures of a report: curves, histograms, fixes and harms, predictions.
 
 Every function takes values and returns what draws them; colours, fonts and files are `theme`'s.
 """
@@ -13,14 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from hybrid.experiments.records import Record
-from hybrid.experiments.statistics import calibration_error, proportion_interval
+from hybrid.experiments.statistics import Interval
 from hybrid.experiments.summary import Summary
 from hybrid.experiments.theme import Drawing, Theme, milliseconds, panels
 
-Point = tuple[float, int, int]  # a setting, right answers, answers
+Point = tuple[float, float, Interval]  # a setting, the share of right answers, its interval
 Change = tuple[int, int, int]  # fixed, harmed, answers
 _DIGIT, _GAP = 0.046, 0.045  # of a small axis: the width of a digit, and room between numbers
-_BINS = 10
 
 
 def curves(
@@ -29,7 +28,7 @@ def curves(
     baseline: Mapping[str, float],
     baseline_name: str,
 ) -> Drawing:
-    """A small plot a task: right answers over a setting, a line a group, with Wilson intervals.
+    """A small plot a task: right answers over a setting, a line a group, with intervals.
 
     `baseline` is the accuracy of another policy by task, drawn as a dashed line.
     """
@@ -50,9 +49,8 @@ def curves(
                     continue
                 colour, marker = theme.series(place)
                 x = [point[0] for point in lines[group]]
-                y = [100 * right / count for _, right, count in lines[group]]
-                bounds = [proportion_interval(right, count) for _, right, count in lines[group]]
-                low, high = ([100 * bound[side] for bound in bounds] for side in (0, 1))
+                y = [100 * right for _, right, _ in lines[group]]
+                low, high = ([100 * bound[side] for *_, bound in lines[group]] for side in (0, 1))
                 axes.fill_between(x, low, high, alpha=0.18, linewidth=0, color=colour)
                 axes.plot(
                     x, y, marker + "-", markersize=3, linewidth=1.3, color=colour, label=group
@@ -179,44 +177,6 @@ def fix_harm_matrix(changes: Mapping[str, Mapping[str, Change]]) -> Drawing:
         bar.outline.set_visible(False)
 
     return drawing
-
-
-def reliability(records: Sequence[Record]) -> Drawing:
-    """Whether a draft's certainty, exp(-mean entropy at commit), tells right from wrong."""
-    by_task: dict[str, list[Record]] = {"all tasks": list(records)}
-    for record in records:
-        by_task.setdefault(record.task, []).append(record)
-
-    def drawing(figure: Figure, theme: Theme) -> None:
-        names, drawn = [], []
-        for task, found in by_task.items():
-            sure = np.array([certainty(record) for record in found])
-            right = np.array([bool(record.was_right) for record in found])
-            names.append(f"{task}, ECE {calibration_error(sure, right, _BINS):.2f}")
-            drawn.append((sure, right))
-        low_end = min(0.9, *(float(sure.min()) for sure, _ in drawn))
-        for axes, (sure, right) in zip(panels(figure, names, 4), drawn, strict=True):
-            axes.plot([0, 1], [0, 100], color=theme.ink, linestyle="--", linewidth=0.8, alpha=0.6)
-            order = np.argsort(sure, kind="stable")
-            for part in np.array_split(order, max(1, min(_BINS, len(order) // 20))):
-                share = right[part].mean()
-                low, high = proportion_interval(int(right[part].sum()), len(part))
-                below, above = max(0.0, share - low), max(0.0, high - share)
-                axes.errorbar(
-                    sure[part].mean(), 100 * share, [[100 * below], [100 * above]], fmt="o",
-                    markersize=3.5, color=theme.colours[0], elinewidth=0.9,
-                )  # fmt: skip
-            axes.set_xlim(low_end - 0.02, 1.02)
-            axes.set_ylim(-4, 104)
-        figure.supxlabel("certainty of a draft, exp(-mean entropy at commit)", fontsize=9)
-        figure.supylabel("right drafts, %", fontsize=9)
-
-    return drawing
-
-
-def certainty(record: Record) -> float:
-    """exp of minus the mean entropy (nats) of a draft's canvases at their last step: 0 to 1."""
-    return math.exp(-sum(entropy for _, _, entropy in record.canvases) / len(record.canvases))
 
 
 def predictions(records: Sequence[Record]) -> Drawing:

@@ -16,7 +16,7 @@ import numpy as np
 from hybrid.experiments.derive import find
 from hybrid.experiments.records import Record, settings_key
 from hybrid.experiments.runner import arm_settings, history_path, models_key
-from hybrid.experiments.statistics import Interval, proportion_interval
+from hybrid.experiments.statistics import Interval, share_interval
 from hybrid.experiments.summary import Results, read_results
 from hybrid.policies.history import History
 from hybrid.policies.latency import LatencyModel
@@ -61,7 +61,7 @@ class Replayed:
     @property
     def interval(self) -> Interval:
         """Of the accuracy."""
-        return proportion_interval(sum(score >= 1 for score in self.scores), len(self.scores))
+        return share_interval([place[:2] for place in self.places], self.scores)
 
     def latency(self, share: float) -> float:
         """A quantile of the seconds."""

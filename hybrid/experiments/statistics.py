@@ -1,11 +1,12 @@
 """What can be concluded from paired answers: intervals, tests, and how many items are enough.
 
-scipy does the work; here are the choices. Policies answer the same prompts with the same seeds, so
-differences are taken pair by pair; an item's seeds and repeats count as one.
+scipy does the tests; here are the choices. Policies answer the same prompts with the same seeds, so
+differences are taken pair by pair. An item's seeds, repeats and policies are drawn together: asking
+the same thing again tells nothing about other items.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,37 +29,81 @@ def proportion_interval(right: int, count: int) -> Interval:
     return float(found.low), float(found.high)
 
 
-def bootstrap_mean(values: Values) -> Interval:
-    """Percentile bootstrap of the mean; the same for the same values."""
-    return _bootstrap(values, np.mean)
+def share_interval(items: Sequence[object], scores: Values) -> Interval:
+    """Of the mean of scores from 0 to 1: Wilson's where every item was asked once, and is right or
+    wrong; else items are drawn as a whole.
+
+    Where all are right, or all wrong, there is nothing to draw: Wilson's of the number of items.
+    """
+    given, count = np.asarray(scores, dtype=np.float64), len(set(items))
+    if not count:
+        return 0.0, 1.0
+    is_simple = count == len(given) and np.isin(given, (0, 1)).all()
+    agree = given.min() == given.max() and given[0] in (0, 1)
+    if is_simple or agree:
+        return proportion_interval(round(count * given.mean()), count)
+    return bootstrap_mean(given, items)
 
 
-def bootstrap_quantile(values: Values, share: float) -> Interval:
-    """Percentile bootstrap of a quantile."""
+def bootstrap_mean(values: Values, items: Sequence[object] | None = None) -> Interval:
+    """Percentile bootstrap of the mean; the same for the same values.
 
-    def at(sample: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-        return np.quantile(sample, share, axis=axis)
+    Values of one item, where `items` names them, are drawn together.
+    """
+    rows = _rows(values, items)
+    sums, counts = np.nansum(rows, 1), np.isfinite(rows).sum(1)
+    return _bootstrap(len(rows), lambda drawn: sums[drawn].sum(1) / counts[drawn].sum(1))
 
-    return _bootstrap(values, at)
+
+def bootstrap_quantile(
+    values: Values, share: float, items: Sequence[object] | None = None
+) -> Interval:
+    """Percentile bootstrap of a quantile; items are drawn as in `bootstrap_mean`."""
+    rows = _rows(values, items)
+    return _bootstrap(len(rows), lambda drawn: _quantile(rows[drawn], share))
 
 
-def _bootstrap(values: Values, statistic: object) -> Interval:
-    from scipy.stats import bootstrap
+def bootstrap_quantile_ratio(
+    values: Values, others: Values, share: float, items: Sequence[object]
+) -> Interval:
+    """Percentile bootstrap of a quantile over the same quantile of paired values."""
+    rows, other_rows = _rows(values, items), _rows(others, items)
+    return _bootstrap(
+        len(rows),
+        lambda drawn: _quantile(rows[drawn], share) / _quantile(other_rows[drawn], share),
+    )
 
-    data = np.asarray(values, dtype=np.float64)
-    if len(data) == 0:
+
+def _rows(values: Values, items: Sequence[object] | None) -> NDArray[np.float64]:
+    """Values [items, most values of one], in order of appearance and filled with nan."""
+    given = np.asarray(values, dtype=np.float64)
+    if items is None:
+        return given[:, None]
+    found: dict[object, list[float]] = {}
+    for item, value in zip(items, given, strict=True):
+        found.setdefault(item, []).append(float(value))
+    rows = np.full((len(found), max(map(len, found.values()), default=1)), np.nan)
+    for row, own in zip(rows, found.values(), strict=True):
+        row[: len(own)] = own
+    return rows
+
+
+def _quantile(drawn: NDArray[np.float64], share: float) -> NDArray[np.float64]:
+    """A quantile of each draw [draws, items, most values of one]."""
+    flat = drawn.reshape(len(drawn), -1)
+    quantile = np.nanquantile if np.isnan(flat).any() else np.quantile  # the first is far slower
+    return np.asarray(quantile(flat, share, axis=1))
+
+
+def _bootstrap(
+    count: int, statistic: Callable[[NDArray[np.intp]], NDArray[np.float64]]
+) -> Interval:
+    """The interval of a statistic of the numbers of items [draws, items] that were drawn."""
+    if not count:
         return math.nan, math.nan
-    if data.min() == data.max():  # nothing varies, and scipy says so in a warning
-        return float(data[0]), float(data[0])
-    found = bootstrap(
-        (data,),
-        statistic,
-        n_resamples=_DRAWS,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    drawn = np.random.default_rng(0).integers(0, count, (_DRAWS, count))
+    low, high = np.quantile(statistic(drawn), (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
+    return float(low), float(high)
 
 
 def mcnemar(fixes: int, harms: int) -> float:

@@ -19,12 +19,10 @@ from hybrid.experiments.records import Record, read_about, read_records
 from hybrid.experiments.statistics import (
     Comparison,
     Interval,
-    bootstrap_mean,
     bootstrap_quantile,
     compare,
     holm,
-    mean_by,
-    proportion_interval,
+    share_interval,
 )
 
 _DROPPED = 5.0  # points of accuracy below the first point, beyond which AUP does not count
@@ -146,20 +144,17 @@ def summarise(arm: str, records: Sequence[Record]) -> Summary:
     pairs = [(record.was_right, record.is_right) for record in drafts if record.score is not None]
     forwards = sum(record.steps + record.passes for record in answered)
     positions = sum(len(record.canvases) * record.canvas_length for record in drafts)
-    items = {(record.task, record.item) for record in judged}
-    is_simple = len(items) == len(judged) and all(score in (0.0, 1.0) for score in scores)
+    asked = [record.place[:2] for record in answered]
     right = sum(score >= 1 for score in scores)
     return Summary(
         arm=arm,
         count=len(judged),
         accuracy=_mean(scores),
-        accuracy_interval=proportion_interval(right, len(scores))
-        if is_simple
-        else bootstrap_mean(mean_by([(r.task, r.item) for r in judged], scores)),
+        accuracy_interval=share_interval([record.place[:2] for record in judged], scores),
         p50_s=_quantile(seconds, 0.5),
-        p50_interval=bootstrap_quantile(seconds, 0.5),
+        p50_interval=bootstrap_quantile(seconds, 0.5, asked),
         p95_s=_quantile(seconds, 0.95),
-        p95_interval=bootstrap_quantile(seconds, 0.95),
+        p95_interval=bootstrap_quantile(seconds, 0.95, asked),
         in_time=_mean([record.in_time for record in answered]),
         steps_per_canvas=_mean([steps for steps, _, _ in canvases]),
         tokens_per_forward=sum(record.tokens for record in answered) / max(1, forwards),

@@ -1,5 +1,6 @@
 """What the pictures of a report must not do: overlap, hide a policy, or say something else."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import matplotlib
@@ -10,6 +11,8 @@ from matplotlib.text import Annotation
 
 from hybrid.experiments.figures import _apart, curves, fix_harm_matrix
 from hybrid.experiments.frontier import frontier
+from hybrid.experiments.records import Record
+from hybrid.experiments.reliability import reliability
 from hybrid.experiments.summary import Summary, summarise
 from hybrid.experiments.theme import THEMES, Drawing
 from tests.experiments.test_report import record
@@ -63,7 +66,7 @@ def test_numbers_at_ticks_do_not_touch() -> None:
 
 
 def test_curves_have_a_panel_a_task_and_one_legend() -> None:
-    points = [(1.0, 3, 10), (2.0, 8, 10)]
+    points = [(1.0, 0.3, (0.1, 0.6)), (2.0, 0.8, (0.5, 0.9))]
     by_task = {"a": {"draft": points, "verify": points}, "b": {"draft": points}}
     figure = drawn(curves(by_task, "steps", {"a": 0.9}, "refiner"))
     shown = [axes for axes in figure.axes if axes.get_visible()]
@@ -73,6 +76,23 @@ def test_curves_have_a_panel_a_task_and_one_legend() -> None:
     ]  # fmt: skip
     drawn_lines = np.array([line.get_ydata() for line in shown[0].lines[1:]])
     assert drawn_lines.tolist() == [[30, 80]] * 2
+
+
+def test_drafts_of_one_prompt_by_many_policies_make_no_interval_narrower() -> None:
+    rng = np.random.default_rng(0)
+    once = [
+        record(item=n, draft_score=float(rng.random() < 0.7), canvases=((4, True, rng.random()),))
+        for n in range(60)
+    ]
+    many = [replace(one, arm=arm) for one in once for arm in "abcdefgh"]
+
+    def widths(records: list[Record]) -> list[float]:
+        axes = drawn(reliability(records)).axes[0]
+        bars = [bar for bars in axes.containers for bar in bars[2]]
+        return [float(np.ptp(bar.get_segments()[0][:, 1])) for bar in bars]
+
+    assert np.mean(widths(many)) >= 0.9 * np.mean(widths(once))
+    assert "n = 60" in drawn(reliability(many)).axes[0].get_title("left")
 
 
 def test_the_matrix_says_what_was_fixed_and_harmed() -> None:

@@ -11,6 +11,7 @@ from scipy import stats
 from hybrid.experiments.statistics import (
     bootstrap_mean,
     bootstrap_quantile,
+    bootstrap_quantile_ratio,
     calibration_error,
     compare,
     detectable_difference,
@@ -18,6 +19,7 @@ from hybrid.experiments.statistics import (
     items_needed,
     mcnemar,
     proportion_interval,
+    share_interval,
     wilcoxon,
 )
 
@@ -73,6 +75,53 @@ def test_the_bootstrap_covers_what_it_should() -> None:
     assert all(math.isnan(bound) for bound in bootstrap_mean([]))
     low, high = bootstrap_quantile(rng.exponential(1.0, 400), 0.5)
     assert low < math.log(2) < high
+
+
+def test_the_bootstrap_is_scipys() -> None:
+    values = np.random.default_rng(4).gamma(2, 1, 80)
+    settings = {"n_resamples": 2000, "method": "percentile"}
+    for ours, statistic in (
+        (bootstrap_mean(values), np.mean),
+        (bootstrap_quantile(values, 0.5), np.median),
+    ):
+        rng = np.random.default_rng(0)
+        theirs = stats.bootstrap((values,), statistic, rng=rng, **settings).confidence_interval
+        assert ours == pytest.approx((theirs.low, theirs.high))
+
+
+def test_what_belongs_to_one_item_is_drawn_together() -> None:
+    """Asking every item five times makes no interval narrower; a latency of each is as good."""
+    rng = np.random.default_rng(5)
+    values = rng.gamma(2, 1, 60)
+    names, five = [*range(60)] * 5, np.tile(values, 5)
+    assert bootstrap_mean(five, names) == pytest.approx(bootstrap_mean(values))
+    once, fivefold = bootstrap_quantile(values, 0.5), bootstrap_quantile(five, 0.5, names)
+    assert fivefold == pytest.approx(once, abs=0.1)
+    pooled = bootstrap_mean(five)
+    assert pooled[1] - pooled[0] < 0.6 * (once[1] - once[0])
+    unequal = bootstrap_quantile([*five, 1.0], 0.5, [*names, 0])
+    assert unequal == pytest.approx(fivefold, abs=0.1)
+
+
+def test_the_interval_of_a_share() -> None:
+    """Wilson's for right and wrong asked once; of as many items as there are, where all agree."""
+    assert share_interval(range(50), [1.0] * 40 + [0.0] * 10) == proportion_interval(40, 50)
+    assert share_interval([*range(20)] * 3, [1.0] * 60) == proportion_interval(20, 20)
+    assert share_interval([*range(20)] * 3, [0.0] * 60) == proportion_interval(0, 20)
+    assert share_interval([], []) == (0.0, 1.0)
+    low, high = share_interval(range(50), [0.7] * 25 + [0.9] * 25)
+    assert 0.75 < low < 0.8 < high < 0.85
+    scores = [1.0] * 30 + [0.0] * 20
+    thrice = share_interval([*range(50)] * 3, scores * 3)
+    assert thrice == pytest.approx(proportion_interval(30, 50), abs=0.02)
+
+
+def test_the_ratio_of_quantiles_is_of_pairs() -> None:
+    """Twice as slow on every item is twice as slow, whatever items are drawn."""
+    seconds = np.random.default_rng(6).gamma(2, 1, 40)
+    assert bootstrap_quantile_ratio(2 * seconds, seconds, 0.95, range(40)) == (2.0, 2.0)
+    low, high = bootstrap_quantile_ratio(seconds, seconds[::-1], 0.95, range(40))
+    assert low < 1 < high
 
 
 def test_published_sample_sizes() -> None:

@@ -1,0 +1,162 @@
+"""Which pictures an experiment has data for, with their captions.
+
+Each is drawn by a function of its own file, which knows values and nothing of experiments.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+from hybrid.experiments.figures import (
+    Change,
+    Point,
+    curves,
+    fix_harm,
+    fix_harm_matrix,
+    predictions,
+    steps_histogram,
+)
+from hybrid.experiments.frontier import frontier
+from hybrid.experiments.records import Record
+from hybrid.experiments.reliability import reliability
+from hybrid.experiments.summary import Results, Summary
+from hybrid.experiments.theme import Drawing
+
+Picture = tuple[str, str, Drawing, tuple[float, float]]  # file, caption, drawing, inches
+ByTask = Mapping[str, Mapping[str, Summary]]  # task, policy
+_LEAST_JUDGED = 20  # drafts, for a reliability diagram
+
+
+def pictures(
+    results: Results, summaries: Mapping[str, Summary], by_task: ByTask
+) -> Iterator[Picture]:
+    """The pictures that the experiment has data for."""
+    chosen = results.about["experiment"].get("frontier") or [*results.groups()]
+    groups = {
+        group: [(_label(results, arm), summaries[arm]) for arm in arms]
+        for group, arms in results.groups().items()
+        if group in chosen
+    }
+    yield (
+        "frontier", "Right answers against median latency, with 95 % intervals. Labels are the "
+        "values that a policy was varied over.",
+        frontier(groups), (8.4, 5.0),
+    )  # fmt: skip
+    yield from _curves(results, by_task)
+    drafted = [r for r in results.everything if r.cap is not None and r.canvases]
+    unrefined = [record for record in drafted if record.mode == "none"]
+    if unrefined:
+        cap, steps = _steps(unrefined)
+        rows = 1 if len(steps) <= 5 else 2
+        yield (
+            "steps", "Denoising steps that canvases really took; dotted: the mean.",
+            steps_histogram(steps, cap), (8.4, 1.2 + 1.5 * rows),
+        )  # fmt: skip
+    yield from _changes(results, summaries, by_task)
+    different = {record.key: record for record in unrefined}.values()
+    judged = [record for record in different if record.was_right is not None]
+    if len(judged) >= _LEAST_JUDGED:
+        rows = -(-(1 + len({record.task for record in judged})) // 4)
+        yield (
+            "reliability", "Whether a draft's certainty at commit tells right from wrong: drafts "
+            "of all policies that did not refine them, in bins of equal counts. Intervals (95 %) "
+            "draw all drafts of a prompt together; n: prompts; ECE: expected calibration error.",
+            reliability(judged), (8.4, 0.8 + 1.75 * rows),
+        )  # fmt: skip
+    yield (
+        "predictions", "What the planner predicted, and what the requests took.",
+        predictions(results.everything), (6.4, 5.2),
+    )  # fmt: skip
+
+
+def _curves(results: Results, by_task: ByTask) -> Iterator[Picture]:
+    """Quality over every numeric field that a grid went over, all its grids in one picture."""
+    baseline = results.about["baseline"]
+    alone = {task: found[baseline].accuracy for task, found in by_task.items() if baseline in found}
+    by_path: dict[str, dict[str, dict[str, list[Point]]]] = {}
+    for group, path, lines_by_task in _grids(results, by_task):
+        for task, points in lines_by_task.items():
+            by_path.setdefault(path, {}).setdefault(task, {})[group] = points
+    for path, lines in by_path.items():
+        name = path.split(".")[-1]
+        rows = -(-len(lines) // 5)
+        is_varied = any(baseline in arms for arms in results.groups().values() if len(arms) > 1)
+        yield (
+            f"quality-{name}",
+            f"Right answers by task against {path}, with 95 % intervals.",
+            curves(lines, name, {} if is_varied else alone, baseline),
+            (8.4, 1.3 + 1.55 * rows),
+        )  # fmt: skip
+
+
+def _changes(
+    results: Results, summaries: Mapping[str, Summary], by_task: ByTask
+) -> Iterator[Picture]:
+    """What refining did to drafts, over all tasks and task by task."""
+    refined = [
+        (arm, summaries[arm])
+        for arm, records in results.records.items()
+        if all(record.mode not in ("none", "generate", "score") for record in records)
+    ]
+    if not refined:
+        return
+    yield (
+        "fix-harm", "What refining did to drafts: wrong ones put right, right ones put wrong.",
+        fix_harm([(_name(results, arm), one) for arm, one in refined]),
+        (8.4, 1.1 + 0.24 * len(refined)),
+    )  # fmt: skip
+    changes: dict[str, dict[str, Change]] = {}
+    for arm, _ in refined:
+        for task, found in by_task.items():
+            if arm not in found:
+                continue
+            one = found[arm]
+            count = one.fixes + one.harms + one.kept_right + one.kept_wrong
+            changes.setdefault(_name(results, arm), {})[task] = one.fixes, one.harms, count
+    yield (
+        "fix-harm-tasks", "The same by task: drafts that were fixed and harmed.",
+        fix_harm_matrix(changes), (8.4, 1.2 + 0.27 * len(refined)),
+    )  # fmt: skip
+
+
+def _grids(results: Results, by_task: ByTask) -> Iterator[tuple[str, str, dict[str, list[Point]]]]:
+    """Every grid over one numeric field: group, path, and the points by task."""
+    for group, arms in results.groups().items():
+        paths = {path for arm in arms for path in results.values(arm)}
+        if len(paths) != 1 or len(arms) < 2:
+            continue
+        (path,) = paths
+        found: dict[str, list[Point]] = defaultdict(list)
+        for arm in arms:
+            value = results.values(arm)[path]
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                break
+            for task, summaries in by_task.items():
+                one = summaries.get(arm)
+                if one is not None and one.count:
+                    found[task].append((value, one.accuracy, one.accuracy_interval))
+        else:
+            yield group, path, {task: sorted(points) for task, points in found.items()}
+
+
+def _steps(records: Sequence[Record]) -> tuple[int, dict[str, list[int]]]:
+    """The largest of the caps that the most tasks were drafted with, and their canvases' steps."""
+    tasks: dict[int, set[str]] = defaultdict(set)
+    for record in records:
+        tasks[record.cap or 0].add(record.task)
+    cap = max(tasks, key=lambda one: (len(tasks[one]), one))
+    steps: dict[str, list[int]] = defaultdict(list)
+    for record in {record.key: record for record in records if record.cap == cap}.values():
+        steps[record.task] += [canvas[0] for canvas in record.canvases]
+    return cap, steps
+
+
+def _label(results: Results, arm: str) -> str:
+    """A policy's short name beside its point: what the grid set."""
+    return ", ".join(str(value) for value in results.values(arm).values())
+
+
+def _name(results: Results, arm: str) -> str:
+    """A policy's name in a picture, without the fields that its grid went over."""
+    group = next(one["group"] for one in results.about["arms"] if one["name"] == arm)
+    label = _label(results, arm)
+    return f"{group}: {label}" if label else group
