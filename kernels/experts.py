@@ -10,7 +10,7 @@ kernel twice. Its programs stay on their multiprocessor and walk over tiles of w
 canvas meets all experts, that is one pass over all weights, 12.8 GB in 30 layers of 4 bits.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,27 +24,29 @@ from hybrid.kernels.launch import (
     multiprocessors,
     uses_triton,
 )
+from hybrid.kernels.native import NativeMatrix, dense_native, grouped_native
 from hybrid.kernels.nvfp4 import TILE_ROWS, PackedMatrix, dense, operand
+from hybrid.kernels.quantize import round_rows_torch
 
 
 def experts(
     x: Tensor,
     experts: Tensor,
     weights: Tensor,
-    gate_up: Tensor | PackedMatrix,
-    down: Tensor | PackedMatrix,
+    gate_up: Tensor | PackedMatrix | NativeMatrix,
+    down: Tensor | PackedMatrix | NativeMatrix,
 ) -> Tensor:
     """``weights[t, j] * down_e(gelu(gate_e x_t) * up_e x_t)`` [T, k, H], e = experts[t, j].
 
     ``x`` [T, H]; ``experts`` int32 [T, k]; ``weights`` float32 [T, k]; ``gate_up`` [E, 2 * I, H],
     gate and up rows alternating; ``down`` [E, H, I]. On a GPU `x` and plain weights are bfloat16.
+    What is multiplied by a native matrix is rounded to NVFP4 first, see native.py.
     """
     if not uses_triton(x):
         return experts_torch(x, experts, weights, gate_up, down)
-    settings = _settings(x, experts, gate_up)
-    plan = _plan(experts, len(operand(gate_up).values), settings.block_m)
-    gated = _grouped(x, gate_up, plan, None, experts.shape, settings)
-    output = _grouped(gated, down, plan, weights, experts.shape, settings)
+    plan = _plan(experts, len(_values(gate_up)))
+    gated = _grouped(x, gate_up, plan, None, experts.shape)
+    output = _grouped(gated, down, plan, weights, experts.shape)
     return output.view(*experts.shape, -1)
 
 
@@ -52,36 +54,42 @@ def experts_torch(
     x: Tensor,
     experts: Tensor,
     weights: Tensor,
-    gate_up: Tensor | PackedMatrix,
-    down: Tensor | PackedMatrix,
+    gate_up: Tensor | PackedMatrix | NativeMatrix,
+    down: Tensor | PackedMatrix | NativeMatrix,
 ) -> Tensor:
     """As `experts`; each product in float32, or float64 if `x` is, and then rounded."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     output = x.new_empty(*experts.shape, x.shape[1])
     for expert in sorted(set(experts.flatten().tolist())):
         token, place = (experts == expert).nonzero(as_tuple=True)
-        gate_and_up = linear(x[token].to(dtype), _matrix(gate_up, expert, dtype))
+        gate_and_up = _product(x[token].to(dtype), gate_up, expert)
         gated = gelu_gate_torch(gate_and_up[:, 0::2], gate_and_up[:, 1::2]).to(x.dtype)
-        mixed = linear(gated.to(dtype), _matrix(down, expert, dtype))
+        mixed = _product(gated.to(dtype), down, expert)
         output[token, place] = (mixed * weights[token, place, None]).to(x.dtype)
     return output
 
 
-def _matrix(weight: Tensor | PackedMatrix, expert: int, dtype: torch.dtype) -> Tensor:
+def _product(x: Tensor, weight: Tensor | PackedMatrix | NativeMatrix, expert: int) -> Tensor:
+    """``x`` [T, K] times one expert's matrix, in the dtype of `x`."""
     if isinstance(weight, Tensor):
-        return weight[expert].to(dtype)
+        return linear(x, weight[expert].to(x.dtype))
     one = slice(expert, expert + 1)
-    matrix = PackedMatrix(
-        weight.words[one], weight.scales[one], weight.factors[one], weight.rows, weight.columns
-    )
-    return dense(matrix, dtype)[0]
+    scales, factors = weight.scales[one], weight.factors[one]
+    if isinstance(weight, NativeMatrix):
+        native = replace(weight, codes=weight.codes[one], scales=scales, factors=factors)
+        return linear(round_rows_torch(x), dense_native(native, x.dtype)[0])
+    packed = replace(weight, words=weight.words[one], scales=scales, factors=factors)
+    return linear(x, dense(packed, x.dtype)[0])
+
+
+def _values(weight: Tensor | PackedMatrix | NativeMatrix) -> Tensor:
+    return weight.codes if isinstance(weight, NativeMatrix) else operand(weight).values
 
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
     """`resident` is how many programs a multiprocessor holds at a time."""
 
-    block_m: int
     num_warps: int
     num_stages: int
     resident: int
@@ -97,29 +105,30 @@ class _Plan:
     tiles: Tensor
     rows: Tensor
     count: Tensor
+    block_m: int
 
 
-def _settings(x: Tensor, experts: Tensor, weight: Tensor | PackedMatrix) -> _Settings:
+def _settings(x: Tensor, block_m: int) -> _Settings:
+    if architecture(x.device) // 10 == 10:
+        # Eight warps: with four, Triton 3.6 and 3.7 fail over the shared layout of decoded weights.
+        return _Settings(8, 4, 4 if block_m < 64 else 2)
+    if architecture(x.device) // 10 == 12 and block_m == 128:
+        return _Settings(8, 3, 1)
+    # Programs of four warps take 96, 124, 188 and 255 registers a thread (sm_90).
+    return _Settings(4, 4, {16: 5, 32: 4, 64: 2, 128: 2}[block_m])
+
+
+def _plan(experts: Tensor, num_experts: int) -> _Plan:
     """Tiles with room for half as many rows again as an expert gets on average, up to 64.
 
     A canvas then has one tile an expert, and no weight is decoded twice. From 64 rows on it is the
     tensor core that limits and a larger tile wastes more of it, until rows are many.
     """
-    mean = experts.numel() / len(operand(weight).values)
-    block_m = next((size for size, most in ((16, 10), (32, 20), (64, 96)) if mean <= most), 128)
-    if architecture(x.device) // 10 == 10:
-        # Eight warps: with four, Triton 3.6 and 3.7 fail over the shared layout of decoded weights.
-        return _Settings(block_m, 8, 4, 4 if block_m < 64 else 2)
-    if architecture(x.device) // 10 == 12 and block_m == 128:
-        return _Settings(block_m, 8, 3, 1)
-    # Programs of four warps take 96, 124, 188 and 255 registers a thread (sm_90).
-    return _Settings(block_m, 4, 4, {16: 5, 32: 4, 64: 2, 128: 2}[block_m])
-
-
-def _plan(experts: Tensor, num_experts: int, block_m: int) -> _Plan:
     from hybrid.kernels.device.experts import plan_rows
 
     assignments = experts.numel()
+    mean = assignments / num_experts
+    block_m = next((size for size, most in ((16, 10), (32, 20), (64, 96)) if mean <= most), 128)
     most = -(-assignments // block_m) + min(num_experts, assignments)
     tiles, rows, count = (
         torch.empty(size, dtype=torch.int32, device=experts.device)
@@ -138,21 +147,23 @@ def _plan(experts: Tensor, num_experts: int, block_m: int) -> _Plan:
         BLOCK_M=block_m,
         CHUNK=min(1024, _power_of_two(assignments)),
     )
-    return _Plan(tiles, rows, count)
+    return _Plan(tiles, rows, count, block_m)
 
 
 def _grouped(
     x: Tensor,
-    weight: Tensor | PackedMatrix,
+    weight: Tensor | PackedMatrix | NativeMatrix,
     plan: _Plan,
     shares: Tensor | None,
     chosen: torch.Size,
-    settings: _Settings,
 ) -> Tensor:
     """The gated product [T * k, N / 2] if there are no shares, else the weighted one [T * k, N]."""
+    if isinstance(weight, NativeMatrix):
+        tiles = plan.tiles, plan.rows, plan.count
+        return grouped_native(x, weight, tiles, shares, chosen, plan.block_m)
     from hybrid.kernels.device.experts import grouped_product
 
-    parts = operand(weight)
+    parts, settings = operand(weight), _settings(x, plan.block_m)
     width = parts.rows if shares is not None else parts.rows // 2
     output = torch.empty(chosen.numel(), width, dtype=x.dtype, device=x.device)
     units = len(plan.tiles) * -(-parts.rows // TILE_ROWS)
@@ -173,7 +184,7 @@ def _grouped(
         K=parts.columns,
         TOP_K=chosen[1],
         GATED=shares is None,
-        BLOCK_M=settings.block_m,
+        BLOCK_M=plan.block_m,
         PACKED=parts.packed,
         ASSEMBLY=allows_assembly(),
         num_warps=settings.num_warps,

@@ -16,6 +16,7 @@ from hybrid.kernels.attention import cached_attention
 from hybrid.kernels.experts import experts
 from hybrid.kernels.head import VOCABULARY_TILE, head, head_sample, head_scores
 from hybrid.kernels.linear import linear, linear_gated, linear_heads
+from hybrid.kernels.native import NativeMatrix
 from hybrid.kernels.noise import draw_keys, random_tokens
 from hybrid.kernels.norms import attention_residual, feed_forward_residual, rms_norm
 from hybrid.kernels.nvfp4 import TILE_COLUMNS, TILE_ROWS, PackedMatrix
@@ -32,7 +33,9 @@ META = torch.device("meta")
 # memory on the B200, warp instructions on the RTX 5090.
 Matrix = Mapping[int, tuple[str, ...]]
 WIDE: Matrix = {90: ("HGMMA",), 100: ("UTC",), 120: ("HMMA",)}
-# The same for tiles too small for wide instructions.
+# Products of four bits by four bits with their scales.
+BLOCK_SCALED: Matrix = {100: ("UTCOMMA",), 120: ("OMMA",)}
+# What a product of bfloat16 may be where tiles are too small for wide instructions.
 NARROW: Matrix = {90: ("HGMMA", "HMMA"), 100: ("UTC", "HMMA"), 120: ("HMMA",)}
 
 
@@ -41,7 +44,8 @@ class Case:
     """One call of an operation.
 
     `products` are the kernels that must multiply matrices, with instructions whose names begin as
-    `matrix` says by architecture; `weights` is how many weights they decode in a turn of the loop.
+    `matrix` says by architecture, and there is no case for others; `weights` is how many weights
+    they read in a turn of the loop.
     """
 
     name: str
@@ -58,7 +62,13 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 def cases() -> list[Case]:
     """Every case, in the order of a step."""
-    layers = [*_attention_cases(), *_row_cases(), *_expert_cases(), *_linear_cases()]
+    layers = [
+        *_attention_cases(),
+        *_row_cases(),
+        *_expert_cases(),
+        *_linear_cases(),
+        *_native_cases(),
+    ]
     return [*layers, *_vocabulary_cases(), *_quantizing_cases()]
 
 
@@ -127,6 +137,33 @@ def _packed(matrices: int, rows: int, columns: int) -> PackedMatrix:
     return PackedMatrix(words, scales, factors, rows, columns)
 
 
+def _native(matrices: int, rows: int, columns: int) -> NativeMatrix:
+    tiles = (matrices, -(-rows // TILE_ROWS), -(-columns // TILE_COLUMNS), TILE_ROWS)
+    codes = meta(*tiles, TILE_COLUMNS // 2, dtype=torch.uint8)
+    scales = meta(*tiles, TILE_COLUMNS // 16, dtype=torch.float8_e4m3fn)
+    factors = meta(matrices, rows, dtype=torch.float32)
+    return NativeMatrix(codes, scales, factors, rows, columns)
+
+
+def _native_cases() -> list[Case]:
+    """Four bits by four bits: the sizes of the other products with experts and dense branch."""
+    cases = []
+    for tokens in (1, CANVAS, 4 * CANVAS, 8 * CANVAS):
+        x = meta(tokens, HIDDEN)
+        gated = partial(linear_gated, x, _native(1, 2 * DENSE, HIDDEN))
+        down = partial(linear, meta(tokens, DENSE), _native(1, HIDDEN, DENSE))
+        calls: dict[str, tuple[Callable[[], object], str]] = {
+            "experts": (partial(_experts, _native, tokens), "grouped_native"),
+            "gated": (gated, "linear_native"),
+            "down": (down, "linear_native"),
+        }
+        cases += [
+            Case(f"native, {name}, {tokens}", call, (kernel,), BLOCK_SCALED)
+            for name, (call, kernel) in calls.items()
+        ]
+    return cases
+
+
 def _expert_cases() -> list[Case]:
     """A decoded token, a canvas, four, eight; plain weights only for a canvas."""
     expert = partial(_experts, _packed)
@@ -143,7 +180,7 @@ def _expert_cases() -> list[Case]:
     return [*sizes, Case("experts, bfloat16", partial(_experts, meta, CANVAS))]
 
 
-def _experts(make: Callable[..., Tensor | PackedMatrix], tokens: int) -> object:
+def _experts(make: Callable[..., Tensor | PackedMatrix | NativeMatrix], tokens: int) -> object:
     return experts(
         meta(tokens, HIDDEN),
         meta(tokens, TOP_K, dtype=torch.int32),
@@ -193,11 +230,11 @@ def _quantizing_cases() -> list[Case]:
     weights, x = meta(EXPERTS, 2 * EXPERT_SIZE, HIDDEN), meta(CANVAS, HIDDEN)
     packed = meta(EXPERTS, 2 * EXPERT_SIZE, HIDDEN // 2, dtype=torch.uint8)
     scales = meta(EXPERTS, 2 * EXPERT_SIZE, HIDDEN // 16, dtype=torch.float8_e4m3fn)
-    scale, scale_2 = meta(1, dtype=torch.float32), meta(EXPERTS, dtype=torch.float32)
+    scale_2 = meta(EXPERTS, dtype=torch.float32)
     return [
         Case("quantize", partial(quantize, weights)),
         Case("dequantize", partial(dequantize, packed, scales, scale_2)),
-        Case("quantize rows", partial(quantize_rows, x, scale)),
+        Case("quantize rows", partial(quantize_rows, x)),
     ]
 
 

@@ -12,29 +12,37 @@ from torch import Tensor
 
 from hybrid.kernels.gated import gelu_gate_torch
 from hybrid.kernels.launch import allows_assembly, architecture, launch, shared_memory, uses_triton
+from hybrid.kernels.native import NativeMatrix, dense_native, linear_native
 from hybrid.kernels.nvfp4 import TILE_COLUMNS, PackedMatrix, dense, operand
+from hybrid.kernels.quantize import round_rows_torch
 
 
-def linear(x: Tensor, weight: Tensor | PackedMatrix) -> Tensor:
-    """``x . weight^T`` [T, N] of ``x`` [T, K] and ``weight`` [N, K], packed or not."""
+def linear(x: Tensor, weight: Tensor | PackedMatrix | NativeMatrix) -> Tensor:
+    """``x . weight^T`` [T, N] of ``x`` [T, K] and ``weight`` [N, K], packed or not.
+
+    With a native matrix ``x`` is rounded to NVFP4 first, see native.py.
+    """
     if not uses_triton(x):
         return linear_torch(x, weight)
     return _launch_rows(x, weight, gated=False)
 
 
-def linear_torch(x: Tensor, weight: Tensor | PackedMatrix) -> Tensor:
+def linear_torch(x: Tensor, weight: Tensor | PackedMatrix | NativeMatrix) -> Tensor:
     """As `linear`; in float32, or float64 if `x` is, and then rounded."""
     return _product(x, weight).to(x.dtype)
 
 
-def linear_gated(x: Tensor, weight: Tensor | PackedMatrix) -> Tensor:
-    """``gelu(gate . x) * (up . x)`` [T, N/2]; rows of ``weight`` [N, K] are gate and up in turn."""
+def linear_gated(x: Tensor, weight: Tensor | PackedMatrix | NativeMatrix) -> Tensor:
+    """``gelu(gate . x) * (up . x)`` [T, N/2]; rows of ``weight`` [N, K] are gate and up in turn.
+
+    A native matrix rounds ``x`` as in `linear`.
+    """
     if not uses_triton(x):
         return linear_gated_torch(x, weight)
     return _launch_rows(x, weight, gated=True)
 
 
-def linear_gated_torch(x: Tensor, weight: Tensor | PackedMatrix) -> Tensor:
+def linear_gated_torch(x: Tensor, weight: Tensor | PackedMatrix | NativeMatrix) -> Tensor:
     """As `linear_gated`; in float32, or float64 if `x` is, rounded once at the end."""
     gate_and_up = _product(x, weight)
     return gelu_gate_torch(gate_and_up[:, 0::2], gate_and_up[:, 1::2]).to(x.dtype)
@@ -128,8 +136,10 @@ def linear_heads_torch(
     return _rotated(query * query_norm, cosine, sine).to(x.dtype)
 
 
-def _product(x: Tensor, weight: Tensor | PackedMatrix) -> Tensor:
+def _product(x: Tensor, weight: Tensor | PackedMatrix | NativeMatrix) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
+    if isinstance(weight, NativeMatrix):
+        return round_rows_torch(x.to(dtype)) @ dense_native(weight, dtype)[0].T
     matrix = weight.to(dtype) if isinstance(weight, Tensor) else dense(weight, dtype)[0]
     return x.to(dtype) @ matrix.T
 
@@ -152,7 +162,9 @@ class _Settings:
     num_stages: int
 
 
-def _launch_rows(x: Tensor, weight: Tensor | PackedMatrix, gated: bool) -> Tensor:
+def _launch_rows(x: Tensor, weight: Tensor | PackedMatrix | NativeMatrix, gated: bool) -> Tensor:
+    if isinstance(weight, NativeMatrix):
+        return linear_native(x, weight, gated)
     from hybrid.kernels.device.linear import linear_rows
 
     parts = operand(weight)

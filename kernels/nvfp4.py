@@ -122,8 +122,8 @@ def pack_matrix(packed: Tensor, weight_scale: Tensor, factors: Tensor) -> Packed
     rows, columns = packed.shape[1], 2 * packed.shape[2]
     scale_bytes = weight_scale.view(torch.uint8)
     signs = (scale_bytes >> 7) * 0x88
-    codes = _tiles(packed ^ signs.repeat_interleave(BLOCK // 2, -1), TILE_COLUMNS // 2)
-    scales = _tiles(scale_bytes & 0x7F, TILE_COLUMNS // BLOCK)
+    codes = tiles(packed ^ signs.repeat_interleave(BLOCK // 2, -1), TILE_COLUMNS // 2)
+    scales = tiles(scale_bytes & 0x7F, TILE_COLUMNS // BLOCK)
     return PackedMatrix(
         words=_to_words(unpack_torch(codes)),
         scales=_exchanged(scales, (-1, 2, 8, 2, 2)).view(torch.float8_e4m3fn),
@@ -136,18 +136,25 @@ def pack_matrix(packed: Tensor, weight_scale: Tensor, factors: Tensor) -> Packed
 def unpack_matrix(matrix: PackedMatrix) -> tuple[Tensor, Tensor, Tensor]:
     """(packed, weight_scale, factors) as `pack_matrix` took them, bit for bit unless negative."""
     scales = _exchanged(matrix.scales.view(torch.uint8), (-1, 2, 8, 2, 2))
-    scales = _untiled(scales)[:, : matrix.rows, : matrix.columns // BLOCK]
-    packed = _untiled(pack_torch(_from_words(matrix.words)))
+    scales = untiled(scales)[:, : matrix.rows, : matrix.columns // BLOCK]
+    packed = untiled(pack_torch(_from_words(matrix.words)))
     packed = packed[:, : matrix.rows, : matrix.columns // 2]
     return packed.contiguous(), scales.contiguous().view(torch.float8_e4m3fn), matrix.factors
 
 
 def dense(matrix: PackedMatrix, dtype: torch.dtype) -> Tensor:
     """The matrices [E, rows, columns] as numbers; computed in float32 at least, rounded once."""
-    packed, weight_scale, factors = unpack_matrix(matrix)
+    return decode(*unpack_matrix(matrix), dtype)
+
+
+def decode(packed: Tensor, scales: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers [..., N, K] of codes [..., N, K/2] and their scales [..., N, K/16], rounded once.
+
+    ``factors`` float32 [..., N]: one a row.
+    """
     exact = torch.promote_types(dtype, torch.float32)
     values = decode_e2m1_torch(unpack_torch(packed)).to(exact)
-    values *= weight_scale.to(exact).repeat_interleave(BLOCK, dim=-1)
+    values *= scales.to(exact).repeat_interleave(BLOCK, dim=-1)
     return (values * factors[..., None].to(exact)).to(dtype)
 
 
@@ -171,15 +178,15 @@ def operand(weight: Tensor | PackedMatrix) -> Operand:
     return Operand(weight.words, scales, weight.factors, weight.rows, weight.columns, packed=True)
 
 
-def _tiles(rows: Tensor, width: int) -> Tensor:
+def tiles(rows: Tensor, width: int) -> Tensor:
     """Bytes [E, N, B] as tiles [E, N/128, B/width, 128, width], filled up with zeros."""
     filled = pad(rows, (0, -rows.shape[2] % width, 0, -rows.shape[1] % TILE_ROWS))
     tiles = filled.view(len(rows), filled.shape[1] // TILE_ROWS, TILE_ROWS, -1, width)
     return tiles.transpose(2, 3).contiguous()
 
 
-def _untiled(tiles: Tensor) -> Tensor:
-    """The inverse of `_tiles`, without taking the filling away."""
+def untiled(tiles: Tensor) -> Tensor:
+    """The inverse of `tiles`, without taking the filling away."""
     return tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 

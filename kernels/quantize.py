@@ -1,19 +1,21 @@
 """NVFP4 on the device: weights and activations to 4 bits and back.
 
-A weight matrix gets one float32 scale from its own maximum (see nvfp4.py). That of an activation is
-given, because it was calibrated. Two conventions are published: ModelOpt stores ``input_scale =
-amax / (6 * 448)``, which multiplies; compressed-tensors stores the reciprocal,
-``input_global_scale = 6 * 448 / amax``, which divides. Everything here takes ModelOpt's.
+A weight matrix gets one float32 scale from its own maximum (see nvfp4.py), and so does every row of
+activations. Checkpoints bring one scale for all rows instead, calibrated beforehand; a row's own
+never saturates, needs no calibration and costs a second look at numbers that are in registers.
 """
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hybrid.kernels.launch import launch, uses_triton
 from hybrid.kernels.nvfp4 import (
     BLOCK,
     E2M1_MAX,
     E4M3_MAX,
+    TILE_COLUMNS,
+    decode,
     dequantize_torch,
     encode_e2m1_torch,
     pack_torch,
@@ -63,29 +65,57 @@ def dequantize(packed: Tensor, weight_scale: Tensor, weight_scale_2: Tensor) -> 
     return output
 
 
-def quantize_rows(x: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise activations [T, K] to (packed uint8 [T, K/2], scales float8_e4m3fn [T, K/16]).
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantise activations [T, K] row by row to (packed, scales, factors).
 
-    A value is ``e2m1(code) * scale * input_scale``, ``input_scale`` float32 with one element, above
-    zero. Blocks beyond ``6 * 448 * input_scale`` saturate. K must be a multiple of 16.
+    Shapes and dtypes: uint8 [T, K'/2], float8_e4m3fn [T, K'/16], float32 [T]; K', with zeros behind
+    K, is K rounded up to whole tiles of `TILE_COLUMNS`. A value is ``e2m1(code) * scale * factor``.
+    K must be a multiple of 16.
     """
     if not uses_triton(x):
-        return quantize_rows_torch(x, input_scale)
+        return quantize_rows_torch(x)
     _check_columns(x)
-    return _quantize_blocks(x, input_scale)
+    from hybrid.kernels.device.quantize import quantize_row
+
+    (tokens, columns), padded = x.shape, -(-x.shape[1] // TILE_COLUMNS) * TILE_COLUMNS
+    packed = torch.empty(tokens, padded // 2, dtype=torch.uint8, device=x.device)
+    scales = torch.empty(tokens, padded // BLOCK, dtype=torch.float8_e4m3fn, device=x.device)
+    factors = torch.empty(tokens, dtype=torch.float32, device=x.device)
+    launch(
+        quantize_row,
+        (tokens,),
+        x.contiguous(),
+        packed,
+        scales.view(torch.uint8),
+        factors,
+        K=columns,
+        PADDED=padded,
+        BLOCK_B=1 << (padded // BLOCK - 1).bit_length(),
+        num_warps=4 if columns > 1024 else 1,
+    )
+    return packed, scales, factors
 
 
-def quantize_rows_torch(x: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_rows_torch(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `quantize_rows`, bit for bit."""
     _check_columns(x)
-    blocks = x.float().reshape(len(x), -1, BLOCK)
-    wanted = blocks.abs().amax(-1) / E2M1_MAX / input_scale
-    scales = wanted.clamp(max=E4M3_MAX).to(torch.float8_e4m3fn)
-    step = (scales.float() * input_scale)[..., None]
+    values = pad(x.float(), (0, -x.shape[1] % TILE_COLUMNS))
+    largest = values.abs().amax(-1)
+    # Rows of next to nothing count as zero: their factor would be no normal float32.
+    factors = torch.where(largest > _LEAST_LARGEST, largest / (E2M1_MAX * E4M3_MAX), 1.0)
+    blocks = values.reshape(len(x), -1, BLOCK)
+    scales = (blocks.abs().amax(-1) / E2M1_MAX / factors[:, None]).to(torch.float8_e4m3fn)
+    step = (scales.float() * factors[:, None])[..., None]
     codes = encode_e2m1_torch(torch.where(step > 0, blocks / step, 0.0))
-    return pack_torch(codes.flatten(-2)), scales
+    return pack_torch(codes.flatten(-2)), scales, factors
 
 
+def round_rows_torch(x: Tensor) -> Tensor:
+    """Activations [T, K] as four bits hold them, in their dtype."""
+    return decode(*quantize_rows_torch(x), x.dtype)[:, : x.shape[1]]
+
+
+_LEAST_LARGEST = 2.0**-100
 _BLOCKS = 256  # blocks of 16 values that one program works on
 
 

@@ -14,6 +14,7 @@ _E4M3_MAX = tl.constexpr(448.0)
 _BIAS = tl.constexpr(127 - 7)  # from e4m3's exponents to float32's
 _LEAST_NORMAL = tl.constexpr(2.0**-6)
 _LEAST = tl.constexpr(2.0**-9)
+_LEAST_LARGEST = tl.constexpr(2.0**-100)  # as in quantize.py
 _ULP_IS_LEAST = tl.constexpr(2.0**14)  # adding it rounds a float32 to multiples of 2^-9
 
 
@@ -62,6 +63,21 @@ def _with_sign(magnitude, sign):
 
 
 @triton.jit
+def _encode_blocks(values, factor, BLOCK_B: tl.constexpr):
+    """Bytes of codes [BLOCK_B, 8] and of scales [BLOCK_B] of `values` [BLOCK_B, 16]."""
+    largest = tl.max(tl.abs(values), 1)
+    wanted = tl.div_rn(tl.div_rn(largest, tl.full(largest.shape, _E2M1_MAX, tl.float32)), factor)
+    scale = _encode_e4m3(tl.minimum(wanted, _E4M3_MAX))
+    step = _decode_e4m3(scale) * factor
+    has_step = (step > 0)[:, None]
+    steps = tl.broadcast_to(tl.where(step > 0, step, 1.0)[:, None], values.shape)
+    sign = (values.to(tl.int32, bitcast=True) >> 28) & 8
+    code = tl.where(has_step, _encode_e2m1(tl.div_rn(values, steps)) | sign, 0)
+    even, odd = tl.split(tl.reshape(code, (BLOCK_B, _BLOCK // 2, 2)))
+    return (even | (odd << 4)).to(tl.uint8), scale.to(tl.uint8)
+
+
+@triton.jit
 def quantize_blocks(
     x,
     factors,
@@ -77,18 +93,37 @@ def quantize_blocks(
     factor = tl.load(factors + block // BLOCKS_PER_FACTOR, mask=inside, other=1.0)
     offs = block[:, None] * _BLOCK + tl.arange(0, _BLOCK)[None, :]
     values = tl.load(x + offs, mask=inside[:, None], other=0.0).to(tl.float32)
-    largest = tl.max(tl.abs(values), 1)
-    wanted = tl.div_rn(tl.div_rn(largest, tl.full(largest.shape, _E2M1_MAX, tl.float32)), factor)
-    scale = _encode_e4m3(tl.minimum(wanted, _E4M3_MAX))
-    step = _decode_e4m3(scale) * factor
-    has_step = (step > 0)[:, None]
-    steps = tl.broadcast_to(tl.where(step > 0, step, 1.0)[:, None], values.shape)
-    sign = (values.to(tl.int32, bitcast=True) >> 28) & 8
-    code = tl.where(has_step, _encode_e2m1(tl.div_rn(values, steps)) | sign, 0)
-    even, odd = tl.split(tl.reshape(code, (BLOCK_B, _BLOCK // 2, 2)))
+    codes, scale = _encode_blocks(values, factor, BLOCK_B)
     offs_p = block[:, None] * (_BLOCK // 2) + tl.arange(0, _BLOCK // 2)[None, :]
-    tl.store(packed + offs_p, (even | (odd << 4)).to(tl.uint8), mask=inside[:, None])
-    tl.store(scales + block, scale.to(tl.uint8), mask=inside)
+    tl.store(packed + offs_p, codes, mask=inside[:, None])
+    tl.store(scales + block, scale, mask=inside)
+
+
+@triton.jit
+def quantize_row(
+    x,
+    packed,
+    scales,
+    factors,
+    K: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """One row of `x` [T, K], under a factor of its own, in PADDED columns."""
+    row, block = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_B)
+    column = block[:, None] * _BLOCK + tl.arange(0, _BLOCK)[None, :]
+    values = tl.load(x + row * K + column, mask=column < K, other=0.0).to(tl.float32)
+    largest = tl.max(tl.max(tl.abs(values), 1), 0)
+    # As a vector: division of numbers that are not tensors has no rounding to choose.
+    wide = tl.full((BLOCK_B,), 0.0, tl.float32) + largest
+    factor = tl.div_rn(wide, tl.full((BLOCK_B,), _E2M1_MAX * _E4M3_MAX, tl.float32))
+    factor = tl.where(wide > _LEAST_LARGEST, factor, 1.0)
+    codes, scale = _encode_blocks(values, factor, BLOCK_B)
+    inside = block < PADDED // _BLOCK
+    offs_p = block[:, None] * (_BLOCK // 2) + tl.arange(0, _BLOCK // 2)[None, :]
+    tl.store(packed + row * (PADDED // 2) + offs_p, codes, mask=inside[:, None])
+    tl.store(scales + row * (PADDED // _BLOCK) + block, scale, mask=inside)
+    tl.store(factors + row + block, factor, mask=block == 0)
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,8 @@ def _nvfp4_dot(a, a_scale, b, b_scale, c, M: tl.constexpr, N: tl.constexpr, K: t
     y = tl.load(b + n[None, :] * (K // 2) + k[:, None])
     xs = tl.load(a_scale + m[:, None] * (K // 16) + s[None, :])
     ys = tl.load(b_scale + n[:, None] * (K // 16) + s[None, :])
-    product = tl.dot_scaled(x, xs, "e2m1", y, ys, "e2m1")
-    tl.store(c + m[:, None] * N + n[None, :], product)
+    place = c + m[:, None] * N + n[None, :]
+    tl.store(place, tl.dot_scaled(x, xs, "e2m1", y, ys, "e2m1", tl.load(place)))
 
 
 @triton.jit
@@ -73,14 +74,14 @@ def converted(source: Tensor, dtype: torch.dtype) -> Tensor:
     return target
 
 
-def nvfp4_operands() -> tuple[Any, ...]:
+def nvfp4_operands(scale_codes: Tensor) -> tuple[Any, ...]:
+    """Packed codes and scales [16, 64] and [32, 64] of both sides, and their product."""
     generator = torch.Generator().manual_seed(0)
     codes = [torch.randint(0, 16, (n, 64), generator=generator) for n in (16, 32)]
-    scales = [
-        (torch.rand(n, 4, generator=generator) * 100 + 1).to(torch.float8_e4m3fn) for n in (16, 32)
-    ]
+    places = [torch.randint(len(scale_codes), (n, 4), generator=generator) for n in (16, 32)]
+    scales = [scale_codes[place].view(torch.float8_e4m3fn) for place in places]
     values = [
-        E2M1[code] * scale.float().repeat_interleave(16, 1)
+        E2M1[code].double() * scale.double().repeat_interleave(16, 1)
         for code, scale in zip(codes, scales, strict=True)
     ]
     packed = [(code[:, 0::2] | code[:, 1::2] << 4).to(torch.uint8) for code in codes]
@@ -133,11 +134,15 @@ def test_products_of_narrow_numbers(dtype: torch.dtype) -> None:
     torch.testing.assert_close(c, (a.double() @ b.double()).float(), atol=1e-5, rtol=1e-5)
 
 
-def test_products_of_nvfp4() -> None:
-    *operands, expected = nvfp4_operands()
-    c = torch.empty(16, 32)
+@pytest.mark.parametrize("scale_codes", [range(0x7F), [1], [0x7E], [0, 0x38], range(8)])
+def test_products_of_nvfp4(scale_codes: Sequence[int]) -> None:
+    """Scales of every size on both sides, from 2^-9 to 448, added to what is there."""
+    *operands, expected = nvfp4_operands(torch.tensor(scale_codes, dtype=torch.uint8))
+    start = torch.randn(16, 32, generator=torch.Generator().manual_seed(1)) * expected.std()
+    c = start.clone()
     _nvfp4_dot[(1,)](*operands, c, 16, 32, 64)
-    torch.testing.assert_close(c, expected, atol=0, rtol=1e-5)
+    exact = start.double() + expected
+    assert ((c - exact).abs() <= 1e-6 * exact.abs().max()).all()
 
 
 def test_a_program_counts_from_its_number() -> None:
@@ -153,7 +158,7 @@ def test_a_program_counts_from_its_number() -> None:
         ("e4m3", "test_every_e4m3_becomes_its_float32_and_its_neighbours_round_to_it"),
         ("arithmetic", "test_bfloat16_arithmetic_is_exact_then_rounded"),
         ("dot", "test_products_of_narrow_numbers[dtype0]"),
-        ("nvfp4", "test_products_of_nvfp4"),
+        ("nvfp4", "test_products_of_nvfp4[scale_codes0]"),
     ],
 )
 def test_the_correction_is_still_needed(what: str, test: str) -> None:
