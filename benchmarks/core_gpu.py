@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed can be measure
 from hybrid.engine.canvases import FREE, Canvases, Start
 from hybrid.engine.model import EngineModel
 from hybrid.engine.rooms import Rooms
-from hybrid.engine.weights import EngineWeights, LayerWeights, random_weights
+from hybrid.engine.weights import EngineWeights, LayerWeights, Matrix, random_weights
 from hybrid.gemma.cache import Cache
 from hybrid.gemma.config import GemmaConfig, LayerConfig
 from hybrid.kernels.attention import cached_attention
@@ -45,7 +45,7 @@ from hybrid.kernels.experts import experts
 from hybrid.kernels.head import head_sample
 from hybrid.kernels.linear import linear, linear_gated, linear_heads
 from hybrid.kernels.norms import attention_residual, feed_forward_residual
-from hybrid.kernels.nvfp4 import E2M1_VALUES, PackedMatrix, pack_matrix, pack_torch
+from hybrid.kernels.nvfp4 import E2M1_VALUES, pack_matrix, pack_torch
 from hybrid.kernels.route import route
 from hybrid.kernels.soft_embed import soft_embed
 
@@ -238,14 +238,9 @@ def _rates(ms: float, size: float, copy_rate: float) -> tuple[float, float, floa
     return round(ms, 4), round(size / 1e9, 4), round(rate), round(rate / copy_rate, 3)
 
 
-def nbytes(*weights: Tensor | PackedMatrix) -> int:
+def nbytes(*weights: Matrix) -> int:
     """Bytes of matrices in the form in which they are read."""
-    return sum(
-        weight.nbytes
-        if isinstance(weight, Tensor)
-        else weight.words.nbytes + weight.scales.nbytes + weight.factors.nbytes
-        for weight in weights
-    )
+    return sum(weight.nbytes for weight in weights)
 
 
 def kernel_times(

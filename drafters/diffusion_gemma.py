@@ -21,7 +21,7 @@ from hybrid.gemma.fields import Fields
 from hybrid.gemma.threads import SMALL_HIDDEN_SIZE
 from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.protocols import DraftJob
-from hybrid.types import Draft, DraftParams, Request
+from hybrid.types import Activations, Draft, DraftParams, Request
 
 
 class DiffusionGemmaDrafter:
@@ -40,12 +40,14 @@ class DiffusionGemmaDrafter:
         self._noise = noise or CounterNoise(torch.device("cpu") if on_host else model.device)
 
     @classmethod
-    def from_directory(cls, path: str | Path, device: str = "auto") -> Self:
+    def from_directory(
+        cls, path: str | Path, device: str = "auto", activations: Activations = "float"
+    ) -> Self:
         """The drafter in a model folder, on a device as `load_fastest` understands it.
 
         Raises CheckpointError and CapabilityError.
         """
-        model = load_fastest(path, device)
+        model = load_fastest(path, device, activations)
         if not model.config.canvas_length:
             raise CheckpointError(str(path), "not a drafter: the model has no canvas")
         tokenizer = ChatTokenizer.from_directory(path)

@@ -15,15 +15,19 @@ from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter, read_params
 from hybrid.errors import CheckpointError
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.tokenizer import ChatTokenizer
-from hybrid.gemma.twin import load_twin
+from hybrid.gemma.twin import load_twin, require_float
+from hybrid.types import Activations
 
 
 class HuggingFaceDrafter(DiffusionGemmaDrafter):
     """`DiffusionGemmaDrafter` on transformers' forward passes."""
 
     @classmethod
-    def from_directory(cls, path: str | Path, device: str = "auto") -> Self:
-        """The drafter in a model folder; raises CheckpointError."""
+    def from_directory(
+        cls, path: str | Path, device: str = "auto", activations: Activations = "float"
+    ) -> Self:
+        """The drafter in a model folder; raises CheckpointError, CapabilityError for `nvfp4`."""
+        require_float(activations)
         config = GemmaConfig.from_directory(path)
         if not config.canvas_length:
             raise CheckpointError(str(path), "not a drafter: the model has no canvas")

@@ -15,6 +15,7 @@ from hybrid.errors import BackendError, CapabilityError, CheckpointError, Reques
 from hybrid.policies.quality import read_quality
 from hybrid.policies.schema import QualitySection
 from hybrid.protocols import Drafter, Refiner
+from hybrid.types import Activations
 
 EMBEDDED = "embedded"
 DRAFTERS = {
@@ -39,6 +40,8 @@ class ModelChoice(Protocol):
     def model(self) -> str: ...
     @property
     def device(self) -> str: ...
+    @property
+    def activations(self) -> Activations: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ def _load(
         raise BackendError("load", hint) from None
     if is_remote:
         return kind.connect(folder, choice)
-    return kind.from_directory(folder, choice.device)
+    return kind.from_directory(folder, choice.device, choice.activations)
 
 
 def _compare(

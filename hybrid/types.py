@@ -16,6 +16,8 @@ RefineMode = Literal[
 Guarantee = Literal["none", "draft", "guarded", "ar_or_draft", "lossless"]
 Scorer = Literal["refiner", "self", "entropy"]
 DEFAULT_TOKEN_LOGPROB = -4.0  # cascade's threshold where neither is given
+# How a GPU multiplies with NVFP4 weights: by activations as they are, or rounded to NVFP4 too.
+Activations = Literal["float", "nvfp4"]
 SignalValue = str | int | float | bool
 TaskSource = Literal["given", "recognised", "classified", "default"]
 

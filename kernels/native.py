@@ -46,6 +46,11 @@ class NativeMatrix:
     rows: int
     columns: int
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all three."""
+        return self.codes.nbytes + self.scales.nbytes + self.factors.nbytes
+
 
 def native_matrix(matrix: PackedMatrix) -> NativeMatrix:
     """The same numbers, bit for bit."""

@@ -112,6 +112,11 @@ class PackedMatrix:
     rows: int
     columns: int
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all three."""
+        return self.words.nbytes + self.scales.nbytes + self.factors.nbytes
+
 
 def pack_matrix(packed: Tensor, weight_scale: Tensor, factors: Tensor) -> PackedMatrix:
     """The tiles of matrices ``packed`` uint8 [E, N, K/2] with ``weight_scale`` e4m3 [E, N, K/16].

@@ -34,6 +34,9 @@ def find_contradictions(policy: Policy, inherited_rules: int = 0) -> list[Contra
 def _models(policy: Policy) -> Iterator[Contradiction]:
     if policy.models.drafter is None and policy.models.refiner is None:
         yield ("models",), "names neither a drafter nor a refiner"
+    for role, model in (("drafter", policy.models.drafter), ("refiner", policy.models.refiner)):
+        if model is not None and model.activations != "float" and model.backend != "native":
+            yield ("models", role, "activations"), f"is for backend native, not {model.backend}"
     refiner = policy.models.refiner
     if refiner is not None and refiner.backend == "vllm" and refiner.url is None:
         yield ("models", "refiner"), "backend vllm needs the server's url"

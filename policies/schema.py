@@ -19,7 +19,7 @@ from pydantic import (
 
 from hybrid.deadline import parse_duration
 from hybrid.errors import RequestError
-from hybrid.types import MAX_STEPS, RefineMode, Scorer, SignalValue
+from hybrid.types import MAX_STEPS, Activations, RefineMode, Scorer, SignalValue
 
 STEPS, STEPS_ALIAS = "max_denoising_steps", "num_diffusion_steps"
 _STEPS_HELP = f"a number of steps from 1 to {MAX_STEPS}, a list of them, or {{from: 8, to: 10}}"
@@ -144,6 +144,12 @@ class ModelSection(Section):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="auto (a GPU, where there is one and the model is not small), cpu, cuda, "
         "cuda:1.",
+    )
+    activations: Activations = Field(
+        default="float",
+        exclude_if=lambda value: value == "float",  # what was measured without it still holds
+        description="What NVFP4 weights are multiplied by. float: activations as they are; nvfp4: "
+        "rounded to four bits as well, less exact, on Blackwell GPUs only.",
     )
 
 

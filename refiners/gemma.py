@@ -15,7 +15,7 @@ from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.kernels.noise import gumbel_torch, position_keys_torch, row_key
 from hybrid.protocols import Sampling, Scores, Until
 from hybrid.refiners.speculation import Source
-from hybrid.types import FinishReason, Request
+from hybrid.types import Activations, FinishReason, Request
 
 _PURPOSE = 2  # of the random numbers; drafters use 0 and 1
 
@@ -43,12 +43,14 @@ class GemmaRefiner:
         self.model, self.tokenizer = model, tokenizer
 
     @classmethod
-    def from_directory(cls, path: str | Path, device: str = "auto") -> Self:
+    def from_directory(
+        cls, path: str | Path, device: str = "auto", activations: Activations = "float"
+    ) -> Self:
         """The refiner in a model folder, on a device as `load_fastest` understands it.
 
         Raises CheckpointError and CapabilityError.
         """
-        return cls(load_fastest(path, device), ChatTokenizer.from_directory(path))
+        return cls(load_fastest(path, device, activations), ChatTokenizer.from_directory(path))
 
     @property
     def vocabulary(self) -> Mapping[str, int]:

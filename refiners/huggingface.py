@@ -17,8 +17,9 @@ from hybrid.errors import CheckpointError
 from hybrid.gemma.config import read_end_token_ids
 from hybrid.gemma.fields import Fields
 from hybrid.gemma.tokenizer import ChatTokenizer
-from hybrid.gemma.twin import CLASSES, load_twin, placement
+from hybrid.gemma.twin import CLASSES, load_twin, placement, require_float
 from hybrid.refiners.gemma import GemmaRefiner
+from hybrid.types import Activations
 
 _FAMILY = "Gemma4"
 
@@ -27,8 +28,11 @@ class HuggingFaceRefiner(GemmaRefiner):
     """`GemmaRefiner` on transformers' forward passes."""
 
     @classmethod
-    def from_directory(cls, path: str | Path, device: str = "auto") -> Self:
-        """The refiner in a model folder; raises CheckpointError."""
+    def from_directory(
+        cls, path: str | Path, device: str = "auto", activations: Activations = "float"
+    ) -> Self:
+        """The refiner in a model folder; raises CheckpointError, CapabilityError for `nvfp4`."""
+        require_float(activations)
         model = TransformersCausal(_load(Path(path), device), read_end_token_ids(path))
         return cls(model, ChatTokenizer.from_directory(path))
 

@@ -13,11 +13,12 @@ from hybrid.deadline import Deadline
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.drafters.huggingface import HuggingFaceDrafter
 from hybrid.embedded import weights_path
-from hybrid.errors import CheckpointError, PolicyError, RequestError
+from hybrid.errors import CapabilityError, CheckpointError, PolicyError, RequestError
 from hybrid.policies.loader import parse_policy
+from hybrid.policies.schema import Policy
 from hybrid.protocols import DraftJob
 from hybrid.refiners.gemma import GemmaRefiner
-from hybrid.types import DraftParams, Request
+from hybrid.types import Activations, DraftParams, Request
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Choice:
     backend: str = "native"
     model: str = "embedded"
     device: str = "auto"
+    activations: Activations = "float"
 
 
 def answer(models: Models) -> tuple[int, ...]:
@@ -71,6 +73,29 @@ def test_an_unknown_backend_is_named(
     with pytest.raises(RequestError, match=allowed) as caught:
         load_models(drafter, refiner)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("backend", "words"),
+    [("native", "on cpu: .* Blackwell"), ("huggingface", "on transformers: .* must be float")],
+)
+def test_four_bit_activations_are_refused_where_there_are_none(backend: str, words: str) -> None:
+    choice = Choice(backend, device="cpu", activations="nvfp4")
+    for pair in ((choice, None), (None, choice)):
+        with pytest.raises(CapabilityError, match=words):
+            load_models(*pair)
+
+
+def test_policies_ask_only_the_native_stack_for_four_bit_activations() -> None:
+    def read(backend: str) -> Policy:
+        text = f"{{refiner: {{backend: {backend}, activations: nvfp4}}}}"
+        return parse_policy(f"version: 1\nmodels: {text}\n", "test")
+
+    for backend in ("huggingface", "vllm"):
+        with pytest.raises(PolicyError, match=f"is for backend native, not {backend}"):
+            read(backend)
+    with pytest.raises(CapabilityError, match="Blackwell"):
+        load_models(None, read("native").models.refiner)
 
 
 @pytest.mark.parametrize(("role", "backends"), [("drafter", DRAFTERS), ("refiner", REFINERS)])

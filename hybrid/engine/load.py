@@ -17,25 +17,47 @@ from hybrid.gemma.checkpoint import Checkpoint
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.mapping import map_tensors
 from hybrid.gemma.model import GemmaModel, load_model
+from hybrid.gemma.quantized import read_convention
 from hybrid.gemma.threads import SMALL_HIDDEN_SIZE
-from hybrid.kernels.launch import OLDEST_MAJOR
+from hybrid.kernels.launch import OLDEST_MAJOR, architecture
+from hybrid.kernels.native import NATIVE_ARCHITECTURES
+from hybrid.types import Activations
+
+NEEDS_BLACKWELL = "activations: nvfp4 needs a Blackwell GPU, of compute capability " + ", ".join(
+    f"{number / 10}" for number in NATIVE_ARCHITECTURES
+)
 
 
-def load_fastest(path: str | Path, device: str = "auto") -> GemmaModel | EngineModel:
+def load_fastest(
+    path: str | Path, device: str = "auto", activations: Activations = "float"
+) -> GemmaModel | EngineModel:
     """The model in a folder: on a GPU in bfloat16 and NVFP4 as stored, on a CPU in float32.
 
     `device` is "auto" (a GPU for all but small models, where there is one), "cpu", "cuda" or
-    "cuda:N". Raises CheckpointError, and CapabilityError for a GPU that is missing or too small.
+    "cuda:N"; `activations` as in `load_engine`. Raises CheckpointError, and CapabilityError for a
+    GPU that is missing, too small, or cannot multiply as asked.
     """
     if device == "auto":
         is_small = GemmaConfig.from_directory(path).hidden_size <= SMALL_HIDDEN_SIZE
         device = "cuda" if _has_gpu() and not is_small else "cpu"
     if device == "cpu":
+        if activations == "nvfp4":
+            raise CapabilityError(f"loading {path}", device, NEEDS_BLACKWELL)
         return load_model(path)
     if not _has_gpu():
         missing = f"a CUDA device of compute capability {OLDEST_MAJOR}.0 or newer; there is none"
         raise CapabilityError(f"loading {path}", device, missing)
-    return load_engine(path, torch.device(device), torch.bfloat16)
+    return load_engine(path, torch.device(device), torch.bfloat16, activations)
+
+
+def _require_native(path: Path, device: torch.device) -> None:
+    """CapabilityError unless the weights are NVFP4 and the device multiplies four bits by four."""
+    if device.type == "cuda" and architecture(device) not in NATIVE_ARCHITECTURES:
+        name = f"{device} ({torch.cuda.get_device_name(device)})"
+        raise CapabilityError(f"loading {path}", name, NEEDS_BLACKWELL)
+    if read_convention(path) == "plain":
+        missing = "activations: nvfp4 is for weights that are stored so, and these are not NVFP4"
+        raise CapabilityError(f"loading {path}", str(device), missing)
 
 
 def _has_gpu() -> bool:
@@ -43,16 +65,27 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= OLDEST_MAJOR
 
 
-def load_engine(path: str | Path, device: torch.device, dtype: torch.dtype) -> EngineModel:
-    """The model in a folder, for the engine on this device; raises as `load_fastest`."""
+def load_engine(
+    path: str | Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    activations: Activations = "float",
+) -> EngineModel:
+    """The model in a folder, for the engine on this device; raises as `load_fastest`.
+
+    With `activations` "nvfp4", NVFP4 weights of experts and dense layers and of attention's output
+    multiply activations that are rounded to NVFP4 too; a CPU computes the same by references.
+    """
     config = GemmaConfig.from_directory(path)
+    if activations == "nvfp4":
+        _require_native(Path(path), device)
     map_tensors(path, config)
     checkpoint = Checkpoint(path)
     try:
         plan = require_memory(checkpoint, config, device, dtype)
         if device.type == "cuda":
             Console(stderr=True).print(f"{path} on {device}: {plan}", highlight=False)
-        weights = read_weights(checkpoint, config, device, dtype)
+        weights = read_weights(checkpoint, config, device, dtype, activations)
     finally:
         checkpoint.close()
     return EngineModel(config, weights)

@@ -15,9 +15,13 @@ from hybrid.gemma.checkpoint import FLOATS, Checkpoint
 from hybrid.gemma.config import GemmaConfig, LayerConfig
 from hybrid.gemma.quantized import ACTIVATION_SCALES, MatrixReader, StoredMatrix, read_convention
 from hybrid.gemma.weights import TOWERS
+from hybrid.kernels.native import NativeMatrix, native_matrix
 from hybrid.kernels.nvfp4 import PackedMatrix, pack_matrix
+from hybrid.types import Activations
 
-Matrix = Tensor | PackedMatrix
+# Heads are normalised and rotated in the kernel that multiplies: no native one does that.
+HeadMatrix = Tensor | PackedMatrix
+Matrix = HeadMatrix | NativeMatrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,7 @@ class AttentionWeights:
     """Norms [H], [D] and [D]; `query_key_value` [heads * D, H]; `output` [H, query heads * D]."""
 
     input_norm: Tensor
-    query_key_value: Matrix
+    query_key_value: HeadMatrix
     query_norm: Tensor
     key_norm: Tensor
     output: Matrix
@@ -91,10 +95,17 @@ class EngineWeights:
 
 
 def read_weights(
-    checkpoint: Checkpoint, config: GemmaConfig, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    config: GemmaConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    activations: Activations = "float",
 ) -> EngineWeights:
-    """All weights of the stack; CheckpointError for any that is missing, wrong or too many."""
-    reader = _Reader(checkpoint, config, device, dtype)
+    """All weights of the stack; CheckpointError for any that is missing, wrong or too many.
+
+    `activations` "nvfp4" makes native matrices of what is stored in NVFP4, but for the heads'.
+    """
+    reader = _Reader(checkpoint, config, device, dtype, activations)
     diffusion = config.architecture == "diffusion_gemma"
     embedding = reader.tensor("embed_tokens.weight", (config.vocab_size, config.hidden_size))
     layers = tuple(reader.layer(index) for index in range(len(config.layers)))
@@ -114,9 +125,10 @@ class _Reader:
         config: GemmaConfig,
         device: torch.device,
         dtype: torch.dtype,
+        activations: Activations,
     ) -> None:
         self.checkpoint, self.config = checkpoint, config
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.activations = device, dtype, activations
         self.matrices = MatrixReader(checkpoint, read_convention(checkpoint.directory))
 
     def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
@@ -126,7 +138,11 @@ class _Reader:
     def norm(self, name: str, size: int = 0) -> Tensor:
         return self.tensor(f"{name}.weight", (size or self.config.hidden_size,))
 
-    def matrix(self, names: Sequence[str], rows: Sequence[int], columns: int) -> Matrix:
+    def matrix(self, name: str, rows: int, columns: int) -> Matrix:
+        """A linear layer."""
+        return _for(self.activations, self.stacked([name], [rows], columns))
+
+    def stacked(self, names: Sequence[str], rows: Sequence[int], columns: int) -> HeadMatrix:
         """Linear layers that read the same input, one below the other."""
         names = [self.config.tensor_prefix + name for name in names]
         shapes = [(height, columns) for height in rows]
@@ -147,7 +163,8 @@ class _Reader:
         """Gate and up, their rows alternating."""
         names = [f"{self.config.tensor_prefix}{prefix}{part}_proj" for part in ("gate", "up")]
         if all(self.matrices.is_quantized(name) for name in names):
-            return self.packed_pair(*(self.matrices.stored(n, (rows, columns)) for n in names))
+            pair = (self.matrices.stored(name, (rows, columns)) for name in names)
+            return _for(self.activations, self.packed_pair(*pair))
         gate, up = (self.matrices.read(name, (rows, columns)) for name in names)
         return _weave(gate.to(self.device, self.dtype), up.to(self.device, self.dtype))
 
@@ -187,10 +204,10 @@ class _Reader:
         names, rows = [name + part for part, _ in parts], [height for _, height in parts]
         return AttentionWeights(
             input_norm=self.norm(f"{prefix}input_layernorm"),
-            query_key_value=self.matrix(names, rows, hidden),
+            query_key_value=self.stacked(names, rows, hidden),
             query_norm=self.norm(f"{name}q_norm", head_dim),
             key_norm=self.norm(f"{name}k_norm", head_dim),
-            output=self.matrix([f"{name}o_proj"], [hidden], queries),
+            output=self.matrix(f"{name}o_proj", hidden, queries),
             post_norm=self.norm(f"{prefix}post_attention_layernorm"),
         )
 
@@ -199,7 +216,7 @@ class _Reader:
         return FeedForwardWeights(
             input_norm=self.norm(f"{prefix}pre_feedforward_layernorm"),
             gate_up=self.woven(f"{prefix}mlp.", intermediate, hidden),
-            down=self.matrix([f"{prefix}mlp.down_proj"], [hidden], intermediate),
+            down=self.matrix(f"{prefix}mlp.down_proj", hidden, intermediate),
             post_norm=self.norm(f"{prefix}post_feedforward_layernorm"),
             experts=self.experts(prefix) if self.config.num_experts else None,
         )
@@ -229,7 +246,7 @@ class _Reader:
             for expert in range(self.config.num_experts):
                 name = f"{prefix}{expert}."
                 gate_up.put(expert, self.woven(name, inner, hidden))
-                down.put(expert, self.matrix([f"{name}down_proj"], [hidden], inner))
+                down.put(expert, self.matrix(f"{name}down_proj", hidden, inner))
         return gate_up.whole(), down.whole()
 
     def fused_experts(self, prefix: str, gate_up: "_Stack", down: "_Stack") -> None:
@@ -248,7 +265,7 @@ class _Reader:
         return SelfConditioningWeights(
             pre_norm=self.norm("self_conditioning.pre_norm"),
             gate_up=self.woven("self_conditioning.", intermediate, hidden),
-            down=self.matrix(["self_conditioning.down_proj"], [hidden], intermediate),
+            down=self.matrix("self_conditioning.down_proj", hidden, intermediate),
         )
 
 
@@ -272,18 +289,25 @@ class _Stack:
     def whole(self) -> Matrix:
         """All of them."""
         like = self._like
-        if isinstance(like, PackedMatrix):
-            words, scales, factors = self._tensors
-            return PackedMatrix(
-                words, scales.view(torch.float8_e4m3fn), factors, like.rows, like.columns
-            )
-        return self._tensors[0]
+        if like is None or isinstance(like, Tensor):
+            return self._tensors[0]
+        codes, scales, factors = self._tensors
+        kind = type(like)
+        return kind(codes, scales.view(torch.float8_e4m3fn), factors, like.rows, like.columns)
+
+
+def _for(activations: Activations, matrix: HeadMatrix) -> Matrix:
+    """A matrix in the form in which it multiplies such activations."""
+    if activations == "nvfp4" and isinstance(matrix, PackedMatrix):
+        return native_matrix(matrix)
+    return matrix
 
 
 def _parts(matrix: Matrix) -> tuple[Tensor, ...]:
-    if isinstance(matrix, PackedMatrix):
-        return matrix.words[0], _bytes(matrix.scales[0]), matrix.factors[0]
-    return (matrix,)
+    if isinstance(matrix, Tensor):
+        return (matrix,)
+    codes = matrix.words if isinstance(matrix, PackedMatrix) else matrix.codes
+    return codes[0], _bytes(matrix.scales[0]), matrix.factors[0]
 
 
 def _bytes(scales: Tensor) -> Tensor:
@@ -369,25 +393,29 @@ class _Random:
             expert_norm=self.norm(hidden),
         )
 
-    def dense(self, part: str, hidden: int) -> tuple[Matrix, Matrix]:
+    def dense(self, part: str, hidden: int) -> tuple[HeadMatrix, HeadMatrix]:
         inner = self.config.intermediate_size
         return self.matrix(part, 2 * inner, hidden), self.matrix(part, hidden, inner)
 
-    def matrix(self, part: str, rows: int, columns: int) -> Matrix:
-        whole = self.stack(part, 1, rows, columns)
-        return whole[0] if isinstance(whole, Tensor) else whole
+    def matrix(self, part: str, rows: int, columns: int) -> HeadMatrix:
+        if part in self.packed:
+            return self.packed_matrix(rows, columns)
+        return self.plain(1, rows, columns)[0]
 
     def stack(self, part: str, count: int, rows: int, columns: int) -> Matrix:
         if part not in self.packed:
             return self.plain(count, rows, columns)
         stack = _Stack(count)
         for index in range(count):
-            packed = self.bytes_below(256, 1, rows, columns // 2)
-            # From 0.5 to 1.875; uniform codes have a mean square of 8.6.
-            scales = self.bytes_below(16, 1, rows, columns // 16) + 0x30
-            factors = torch.full((1, rows), columns**-0.5 / 3.4, device=self.device)
-            stack.put(index, pack_matrix(packed, scales.view(torch.float8_e4m3fn), factors))
+            stack.put(index, self.packed_matrix(rows, columns))
         return stack.whole()
+
+    def packed_matrix(self, rows: int, columns: int) -> PackedMatrix:
+        packed = self.bytes_below(256, 1, rows, columns // 2)
+        # From 0.5 to 1.875; uniform codes have a mean square of 8.6.
+        scales = self.bytes_below(16, 1, rows, columns // 16) + 0x30
+        factors = torch.full((1, rows), columns**-0.5 / 3.4, device=self.device)
+        return pack_matrix(packed, scales.view(torch.float8_e4m3fn), factors)
 
     def plain(self, count: int, rows: int, columns: int) -> Tensor:
         weight = torch.empty(count, rows, columns, device=self.device, dtype=self.dtype)

@@ -29,7 +29,7 @@ from hybrid.pipeline import Pipeline
 from hybrid.policies.calibration import load_or_measure
 from hybrid.policies.history import History
 from hybrid.policies.measurements import costs_from_json, hardware
-from hybrid.policies.schema import Policy
+from hybrid.policies.schema import ModelSection, Policy
 from hybrid.requests import make_request
 from hybrid.types import Message, Plan, RefineMode, Request, Result
 
@@ -277,9 +277,15 @@ def arm_settings(plan: Plan, policy: Policy) -> dict[str, Any]:
         "draft": asdict(plan.draft) if plan.draft else None,
         "refine": {"mode": plan.refine.mode, **refine},
         "max_new_tokens": plan.max_new_tokens,
-        "drafter": [drafter.backend, drafter.model] if drafter and plan.draft else None,
-        "refiner": [refiner.backend, refiner.model] if refiner and reads_refiner else None,
+        "drafter": _arithmetic(drafter) if drafter and plan.draft else None,
+        "refiner": _arithmetic(refiner) if refiner and reads_refiner else None,
     }
+
+
+def _arithmetic(model: ModelSection) -> list[str]:
+    """What decides a model's numbers, as far as a policy does."""
+    rounded = [model.activations] if model.activations != "float" else []
+    return [model.backend, model.model, *rounded]
 
 
 def _judge(record: Record, item: Item, result: Result, pipeline: Pipeline) -> Record:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybrid.errors import CheckpointError
+from hybrid.errors import CapabilityError, CheckpointError
 from hybrid.gemma.checkpoint import FLOATS, Checkpoint
 from hybrid.gemma.fields import Fields
 from hybrid.gemma.quantized import MatrixReader, read_convention
+from hybrid.types import Activations
 
 CLASSES = ("DiffusionGemmaForBlockDiffusion", "Gemma4ForCausalLM")
 _ENCODER, _DECODER = "model.encoder.language_model.", "model.decoder."
@@ -58,6 +59,13 @@ def placement(device: str) -> tuple[str, torch.dtype]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return device, torch.float32 if device == "cpu" else torch.bfloat16
+
+
+def require_float(activations: Activations) -> None:
+    """CapabilityError for activations in four bits, of which transformers knows nothing."""
+    if activations != "float":
+        missing = "it multiplies by activations as they are: activations must be float"
+        raise CapabilityError(f"activations: {activations}", "transformers", missing)
 
 
 class _Reader:

@@ -5,6 +5,8 @@ small model in bfloat16, whose roundings may differ by one step an operation.
 """
 
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ from hybrid.engine.model import EngineModel
 from hybrid.engine.weights import random_weights
 from hybrid.gemma.config import GemmaConfig, LayerConfig
 from hybrid.kernels.launch import interpreted
+from hybrid.kernels.native import NativeMatrix, native_matrix
+from hybrid.kernels.nvfp4 import PackedMatrix
 from tests.interpreter import correct
 
 CANVAS, VOCABULARY, PROMPT = 16, 150, 21
@@ -45,11 +49,32 @@ def geometry() -> GemmaConfig:
     )
 
 
-@pytest.fixture(scope="module", params=[(), ("experts",), ("experts", "mlp", "attention")], ids=len)
+FORMS = {
+    "plain": (),
+    "packed experts": ("experts",),
+    "all packed": ("experts", "mlp", "attention"),
+    "native": ("experts", "mlp", "attention"),
+}
+
+
+@pytest.fixture(scope="module", params=FORMS)
 def model(request: pytest.FixtureRequest) -> EngineModel:
-    """Plain weights, packed experts, and everything packed."""
-    weights = random_weights(geometry(), torch.device("cpu"), torch.bfloat16, packed=request.param)
-    return EngineModel(geometry(), weights)
+    """A random model with its matrices in one of the forms that they may have."""
+    packed = FORMS[request.param]
+    weights = random_weights(geometry(), torch.device("cpu"), torch.bfloat16, packed=packed)
+    return EngineModel(geometry(), natively(weights) if request.param == "native" else weights)
+
+
+def natively(value: Any) -> Any:
+    """Weights with native matrices instead of packed ones, but for the heads'."""
+    if isinstance(value, PackedMatrix):
+        return native_matrix(value)
+    if isinstance(value, tuple):
+        return tuple(map(natively, value))
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    names = {field.name for field in fields(value)} - {"query_key_value"}
+    return replace(value, **{name: natively(getattr(value, name)) for name in names})
 
 
 @pytest.fixture(autouse=True)
@@ -95,4 +120,7 @@ def test_kernels_and_references_go_the_same_way(model: EngineModel) -> None:
         wide, exact = (t.reshape(-1, t.shape[-1]) for t in (actual[name], reference))
         error = (wide - exact).norm(dim=-1) / exact.norm(dim=-1).clamp(min=1e-3)
         # Most rows: a rounding may send a token to another expert, which is no small difference.
-        assert error.quantile(0.75) < 0.03, (name, error)
+        # In four bits it never is: a number between two codes falls to the other one. Rows that
+        # have nothing to do with each other differ by 1.4.
+        most = 0.5 if isinstance(model.weights.layers[0].feed_forward.down, NativeMatrix) else 0.03
+        assert error.quantile(0.75) < most, (name, error)

@@ -19,7 +19,9 @@ from hybrid.engine.weights import EngineWeights, read_weights
 from hybrid.gemma.checkpoint import Checkpoint
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.mapping import map_tensors
+from hybrid.kernels.native import NativeMatrix, dense_native
 from hybrid.kernels.nvfp4 import PackedMatrix, dense
+from hybrid.types import Activations
 from tests.gemma.nvfp4_folders import write_nvfp4
 
 Make = Callable[..., tuple[Any, Path]]
@@ -27,10 +29,12 @@ CPU = torch.device("cpu")
 CONVENTIONS = ("plain", "modelopt", "compressed-tensors")
 
 
-def read(folder: Path, dtype: torch.dtype = torch.float32) -> EngineWeights:
+def read(
+    folder: Path, dtype: torch.dtype = torch.float32, activations: Activations = "float"
+) -> EngineWeights:
     checkpoint = Checkpoint(folder)
     try:
-        return read_weights(checkpoint, GemmaConfig.from_directory(folder), CPU, dtype)
+        return read_weights(checkpoint, GemmaConfig.from_directory(folder), CPU, dtype, activations)
     finally:
         checkpoint.close()
 
@@ -49,8 +53,11 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 def numbers(value: Any) -> Iterator[Tensor]:
     """Every matrix, decoded, and every other tensor, in order."""
-    if isinstance(value, PackedMatrix):
-        decoded = dense(value, torch.float32)
+    if isinstance(value, PackedMatrix | NativeMatrix):
+        if isinstance(value, PackedMatrix):
+            decoded = dense(value, torch.float32)
+        else:
+            decoded = dense_native(value, torch.float32)
         yield decoded[0] if len(decoded) == 1 else decoded
     elif is_dataclass(value):
         for field in fields(value):
@@ -80,6 +87,21 @@ def test_packed_matrices_are_the_numbers_of_the_file(folders: list[Path]) -> Non
     """To the last bit but one: a reciprocal is rounded once where a checkpoint divides."""
     for found, expected in zip(*(numbers(read(folder)) for folder in folders), strict=True):
         torch.testing.assert_close(found, expected, rtol=2**-22, atol=0)
+
+
+def test_native_matrices_are_the_same_numbers_in_as_many_bytes(folders: list[Path]) -> None:
+    packed, native = read(folders[0]), read(folders[0], activations="nvfp4")
+    for found, expected in zip(numbers(native), numbers(packed), strict=True):
+        assert torch.equal(found, expected)
+    assert size(native) == size(packed)
+    for layer, other in zip(native.layers, packed.layers, strict=True):
+        assert type(layer.attention.query_key_value) is type(other.attention.query_key_value)
+        pairs: list[tuple[Any, ...]] = [(layer.attention.output, other.attention.output)]
+        for name in ("gate_up", "down"):
+            pairs.append(tuple(getattr(w.feed_forward, name) for w in (layer, other)))
+            pairs.append(tuple(getattr(w.feed_forward.experts, name) for w in (layer, other)))
+        for matrix, before in pairs:
+            assert isinstance(matrix, NativeMatrix) == isinstance(before, PackedMatrix)
 
 
 def test_gate_and_up_rows_alternate(make_diffusion: Make) -> None:

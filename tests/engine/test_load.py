@@ -1,6 +1,8 @@
 """Where a model goes, and what it takes there."""
 
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -14,6 +16,7 @@ from hybrid.errors import CapabilityError
 from hybrid.gemma.checkpoint import Checkpoint
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.model import GemmaModel
+from hybrid.kernels import launch
 
 FOLDER = weights_path("drafter")
 
@@ -38,6 +41,27 @@ def test_a_small_model_stays_on_the_cpu() -> None:
 def test_a_gpu_that_is_not_there_is_refused_by_name() -> None:
     with pytest.raises(CapabilityError, match=r"on cuda:1: a CUDA device"):
         load_fastest(FOLDER, "cuda:1")
+
+
+def test_four_bit_activations_are_refused_on_a_cpu() -> None:
+    with pytest.raises(CapabilityError, match=r"on cpu: activations: nvfp4 needs .* 10.0, 10.3, 1"):
+        load_fastest(FOLDER, "cpu", "nvfp4")
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0), (12, 0)])
+def test_four_bit_activations_need_a_blackwell_gpu_and_four_bit_weights(
+    make_causal: Callable[..., tuple[Any, Path]],
+    capability: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A GPU that can is refused only for weights that are not NVFP4."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
+    monkeypatch.setattr(launch, "_capability", lambda device: capability[0] * 10 + capability[1])
+    words = "not NVFP4" if capability[0] >= 10 else r"\(Card\): activations: nvfp4 needs"
+    with pytest.raises(CapabilityError, match=words):
+        load_fastest(make_causal()[1], "cuda", "nvfp4")
 
 
 @pytest.mark.parametrize("role", ["drafter", "refiner"])

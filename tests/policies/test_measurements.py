@@ -72,6 +72,9 @@ def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch, c
 def test_other_models_are_kept_elsewhere() -> None:
     other = parse_policy("version: 1\nmodels: {refiner: null}\n", "p")
     assert cache_file(other) != cache_file(POLICY)
+    rounded = parse_policy("version: 1\nmodels: {drafter: {activations: nvfp4}}\n", "p")
+    usual = parse_policy("version: 1\nmodels: {drafter: {activations: float}}\n", "p")
+    assert cache_file(rounded) != cache_file(POLICY) == cache_file(usual)
     assert history_file(POLICY) != cache_file(POLICY)
 
 
