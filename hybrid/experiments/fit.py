@@ -1,13 +1,12 @@
 """From records to a policy: what every task should be allowed, and what to expect of it.
 
-One half of the items (the even ones) chooses, the other half tells how good the choice is. For each
-task the plans on the front of accuracy and latency stay in the planner's hands; what they were
-measured to be becomes the policy's quality table. A few answers are not believed entirely: the
-prior of tasks that nobody measured counts as `_PRIOR` answers more, or ten right drafts of one step
-would be worth as much as ten right answers of the refiner.
+One half of the items (the even ones) chooses, and nothing here sees the other; `rivals` reports on
+it. For each task the plans on the front of accuracy and latency stay in the planner's hands; what
+they were measured to be becomes the policy's quality table. A few answers are not believed
+entirely: the prior of tasks that nobody measured counts as `_PRIOR` answers more, or ten right
+drafts of one step would be worth as much as ten right answers of the refiner.
 """
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,18 +18,13 @@ import numpy as np
 from hybrid.errors import CheckpointError
 from hybrid.experiments.derive import as_cascade
 from hybrid.experiments.records import Record, settings_key
-from hybrid.experiments.replay import Replayed, replay_records
-from hybrid.experiments.statistics import Interval, bootstrap_mean, detectable_difference
 from hybrid.experiments.summary import Results
 from hybrid.policies.candidates import prior_quality
-from hybrid.policies.loader import load_policy, parse_policy, preset_names
-from hybrid.policies.schema import Policy
 from hybrid.types import DraftParams, RefineMode, plan_label
 
 _MODES: tuple[RefineMode, ...] = ("none", "verify", "generate")  # as recorded; cascade is derived
 _LEAST_ITEMS = 4  # of a task, under a plan, in the half that chooses
 _PRIOR = 2.0
-_BUDGETS = (10.0, 5.0, 3.0, 2.0, 1.5, 1.25, 1.0)  # tried, of the limit for the p95 of all requests
 Plan = tuple[int | None, RefineMode]  # a cap on steps, and a refine mode
 
 
@@ -40,40 +34,6 @@ class Fitted:
 
     values: Mapping[str, Any]
     reasons: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Rival:
-    """A preset against the fitted policy held to the preset's own p95, on the other half of items.
-
-    `difference` is the fitted policy's accuracy less the preset's, over the requests that both have
-    an answer for.
-    """
-
-    name: str
-    preset: Replayed
-    fitted: Replayed
-    limit_s: float
-    pairs: int
-    difference: float
-    interval: Interval
-
-    @property
-    def verdict(self) -> str:
-        """Whether the fitted policy is better, and why not if it is not."""
-        if not self.pairs:
-            return "not compared: no request has an answer under both"
-        if self.interval[0] > 0:
-            return "better"
-        if self.difference < 0 and self.interval[1] < 0:
-            return "worse: what was right on the first half is wrong on the second"
-        if self.interval == (0, 0):
-            mine, its = (1e3 * one.latency(0.5) for one in (self.fitted, self.preset))
-            wrong = sum(score < 1 for score in self.preset.scores)
-            alike = "neither is ever wrong" if not wrong else f"both are wrong on the same {wrong}"
-            return f"as good: {alike} of {self.pairs}; median {mine:.1f} ms against {its:.1f} ms"
-        least = 100 * detectable_difference(self.pairs)
-        return f"not told apart: {self.pairs} pairs show differences from about {least:.0f} points"
 
 
 def halves(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
@@ -109,56 +69,14 @@ def fit(results: Results) -> Fitted:
     if not tasks:
         message = "no task has both drafts without refining and answers of the refiner alone"
         raise CheckpointError(str(results.folder), message)
-    models = results.about["arms"][0]["policy"]["models"]
     values = {
         "version": 1,
         "description": f"Fitted to the records of {results.about['experiment']['name']}.",
-        "models": {role: _model(models[role]) for role in ("drafter", "refiner")},
+        "models": {role: _model(role, results) for role in ("drafter", "refiner")},
         "tasks": tasks,
         "quality": quality,
     }
     return Fitted(values, reasons)
-
-
-def against_presets(results: Results, fitted: Fitted) -> list[Rival]:
-    """The fitted policy against every preset on the half that it was not fitted to."""
-    _, held_out = halves(results.everything)
-    rivals = []
-    for name in preset_names():
-        preset = replay_records(results, held_out, load_policy(name))
-        if not preset.scores:
-            continue
-        limit = preset.latency(0.95)
-        mine = _at_most(limit, results, held_out, fitted)
-        scores = dict(zip(preset.places, preset.scores, strict=True))
-        both = [
-            score - scores[place]
-            for place, score in zip(mine.places, mine.scores, strict=True)
-            if place in scores
-        ]
-        difference = sum(both) / len(both) if both else 0.0
-        rivals.append(Rival(name, preset, mine, limit, len(both), difference, bootstrap_mean(both)))
-    return rivals
-
-
-def _at_most(
-    limit_s: float, results: Results, records: Sequence[Record], fitted: Fitted
-) -> Replayed:
-    """The fitted policy under the largest budget with which its own p95 stays within a limit.
-
-    A budget bounds each request's p95, which for the p95 of all is stricter than needed.
-    """
-    for factor in _BUDGETS:
-        found = replay_records(results, records, within(fitted, factor * limit_s))
-        if not found.scores or found.latency(0.95) <= limit_s:
-            break
-    return found
-
-
-def within(fitted: Fitted, budget_s: float) -> Policy:
-    """The fitted policy with a budget."""
-    budget = {"defaults": {"budget": f"{1e6 * budget_s:.0f}us"}}
-    return parse_policy(json.dumps({**fitted.values, **budget}), "fitted")
 
 
 def _plans(records: Sequence[Record]) -> dict[Plan, list[Record]]:
@@ -234,17 +152,20 @@ def _front(plans: Mapping[Plan, Sequence[Record]]) -> list[Plan]:
 def _freedom(
     front: Sequence[Plan], plans: Mapping[Plan, object]
 ) -> tuple[list[RefineMode], list[int]]:
-    """The modes and caps that the planner may combine: every combination was measured."""
+    """The modes and caps that the planner may combine: every combination was measured.
+
+    A cap that some mode lacks gives way to the next smaller one that none does, because drafts stop
+    where they are sure: under a large cap they are nearly those of a smaller one.
+    """
     modes = list(dict.fromkeys(mode for _, mode in front))
     caps = sorted({cap for cap, _ in front if cap is not None})
-    while not all((cap, mode) in plans for cap in caps for mode in modes if mode != "generate"):
-        # a cap goes first that some mode lacks, unless only one is left
-        lacking = [c for c in caps if any((c, m) not in plans for m in modes if m != "generate")]
-        if len(lacking) < len(caps):
-            caps = [cap for cap in caps if cap not in lacking]
-        else:
-            modes = [mode for mode in modes if mode in ("none", "generate")]
-    return modes, caps
+    drafting = [mode for mode in modes if mode != "generate"]
+    measured = {cap for cap, _ in plans if cap is not None}
+    whole = {cap for cap in measured if all((cap, mode) in plans for mode in drafting)}
+    kept = {max(smaller) for cap in caps if (smaller := [one for one in whole if one <= cap])}
+    if not kept:
+        return [mode for mode in modes if mode in ("none", "generate")], caps
+    return modes, sorted(kept)
 
 
 def _threshold(verified: Sequence[Record]) -> float | None:
@@ -290,9 +211,10 @@ def _say(plan: Plan, records: Sequence[Record]) -> str:
     return f"{plan_label(*plan)} ({right:.0f} %, {1e3 * _median_s(records):.0f} ms)"
 
 
-def _model(model: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What names a model, without a server's settings where there is no server."""
-    if model is None:
-        return None
-    named = {"backend": model["backend"], "model": model["model"]}
-    return dict(model) if model["backend"] == "vllm" else named
+def _model(role: str, results: Results) -> dict[str, Any] | None:
+    """What names a model of the experiment, without a server's settings where there is none."""
+    used = [arm["policy"]["models"][role] for arm in results.about["arms"]]
+    model = next((one for one in used if one is not None), None)
+    if model is None or model["backend"] == "vllm":
+        return model
+    return {"backend": model["backend"], "model": model["model"]}

@@ -33,15 +33,16 @@ from hybrid.types import DraftParams, Plan
 class Replayed:
     """A policy's scores and seconds by request, its plans, and the plans that nobody has run.
 
-    `predicted` are the medians that the planner expected; `late` counts answers that were recorded
-    in a longer time than the policy's budget, `derived` those worked out of others. `settings` are
-    those of the missing plans, by label.
+    `predicted` are the medians and `qualities` the accuracies that the planner expected; `late`
+    counts answers that were recorded in a longer time than the policy's budget, `derived` those
+    worked out of others. `settings` are those of the missing plans, by label.
     """
 
     places: Sequence[tuple[str, int, int, int]]
     scores: Sequence[float]
     seconds: Sequence[float]
     predicted: Sequence[float]
+    qualities: Sequence[float]
     plans: Counter[str]
     missing: Counter[str]
     settings: Mapping[str, Mapping[str, Any]]
@@ -83,7 +84,7 @@ def replay_records(results: Results, records: Sequence[Record], policy: Policy) 
             assert record.settings is not None
             by_place[record.place].setdefault(settings_key(record.settings), record)
     latency = _latency(results, policy)
-    places, scores, seconds, predicted = [], [], [], []
+    places, scores, seconds, predicted, qualities = [], [], [], [], []
     plans: Counter[str] = Counter()
     missing: Counter[str] = Counter()
     wanted: dict[str, Mapping[str, Any]] = {}
@@ -101,9 +102,12 @@ def replay_records(results: Results, records: Sequence[Record], policy: Policy) 
         scores.append(found.score)
         seconds.append(found.seconds)
         predicted.append(decision.predicted.latency_p50_s)
+        qualities.append(decision.predicted.quality)
         late += decision.budget_s is not None and found.seconds > decision.budget_s
         derived += settings_key(found.settings or {}) != settings_key(settings)
-    return Replayed(places, scores, seconds, predicted, plans, missing, wanted, late, derived)
+    return Replayed(
+        places, scores, seconds, predicted, qualities, plans, missing, wanted, late, derived
+    )
 
 
 def decide(record: Record, policy: Policy, latency: LatencyModel) -> Plan:

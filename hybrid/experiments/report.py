@@ -8,13 +8,16 @@ import base64
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
 from hybrid.errors import CheckpointError
+from hybrid.experiments.fit import fit
 from hybrid.experiments.pictures import pictures
+from hybrid.experiments.rivals import against_presets
 from hybrid.experiments.summary import (
     Results,
     Summary,
@@ -23,7 +26,7 @@ from hybrid.experiments.summary import (
     read_results,
     summarise,
 )
-from hybrid.experiments.tables import all_tables, best_under, fastest_above
+from hybrid.experiments.tables import Table, all_tables, best_under, fastest_above, fitted_tables
 from hybrid.experiments.theme import draw
 
 _STEPS = "max_denoising_steps"
@@ -57,6 +60,14 @@ def write_report(folder: Path) -> Path:
         },
         "aup": dict(_parallelism(results, summaries)),
     }
+    fitted: list[Table] = []
+    with suppress(CheckpointError):  # not every experiment has what a policy is fitted to
+        policy = fit(results)
+        rivals = against_presets(results, policy)
+        fitted = fitted_tables(policy, rivals)
+        summary["fitted"] = {
+            one.name: {**asdict(one), "verdict": one.verdict} for one in rivals.compared
+        }
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     shown = []
@@ -72,7 +83,7 @@ def write_report(folder: Path) -> Path:
         machines=[machine.removesuffix(" []") for machine in results.machines],
         pictures=shown,
         answers=[best_under([*summaries.values()]), fastest_above([*summaries.values()])],
-        tables=list(all_tables(results, summaries, compared, by_task)),
+        tables=[*all_tables(results, summaries, compared, by_task), *fitted],
         aup=summary["aup"],
         count=len({record.key for record in results.everything}),
     )

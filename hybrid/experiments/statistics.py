@@ -217,7 +217,7 @@ def compare(
     return Comparison(
         pairs=len(gained),
         difference=float(gained.mean()),
-        difference_interval=bootstrap_mean(gained),
+        difference_interval=bootstrap_mean(gained) if gained.any() else _no_change(len(gained)),
         fixes=fixes,
         harms=harms,
         p_accuracy=mcnemar(fixes, harms),
@@ -225,3 +225,12 @@ def compare(
         speedup_interval=(math.exp(low), math.exp(high)),
         p_latency=wilcoxon(logs, np.zeros_like(logs)),
     )
+
+
+def _no_change(pairs: int) -> Interval:
+    """Of a difference where no pair differs, and the bootstrap has nothing to draw.
+
+    Differences that would show in one pair at least of so many (Clopper and Pearson 1934).
+    """
+    most = 1 - (0.5 - LEVEL / 2) ** (1 / pairs)
+    return -most, most

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hybrid.deadline import format_duration
+from hybrid.experiments.fit import Fitted
+from hybrid.experiments.rivals import Rival, Rivals
 from hybrid.experiments.statistics import Comparison
 from hybrid.experiments.summary import Results, Summary, pareto
 
@@ -18,11 +20,12 @@ _NONE = "–"  # noqa: RUF001
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A title, a sentence for the reader, and rows that all have the same columns."""
+    """A title, a sentence for the reader, rows that all have the same columns, and what follows."""
 
     title: str
     note: str
     rows: Sequence[Row]
+    lines: Sequence[str] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -106,6 +109,47 @@ def all_tables(
             for arm in summaries
         ],
     )
+
+
+def fitted_tables(fitted: Fitted, rivals: Rivals) -> list[Table]:
+    """What was chosen for every task, and how that does on the other half of the items."""
+    chosen = [{"task": task, "plans": reason} for task, reason in fitted.reasons.items()]
+    return [
+        Table(
+            "A fitted policy",
+            "What `hybrid fit` chooses on items with an even number: the plans that no other beats "
+            "in accuracy and median latency there.",
+            chosen,
+        ),
+        Table(
+            "The fitted policy against presets",
+            "Replayed on items with an odd number, by which nothing was chosen. The budget is the "
+            "one with which the fitted policy expects to be most often right, while on even items "
+            "its p95 was within the preset's; both p95 here are as they came out. Differences are "
+            "paired, item by item; their intervals and the ratio's are of 95 %, each preset for "
+            "itself.",
+            [_rival(one) for one in rivals.compared],
+            rivals.verdicts,
+        ),
+    ]
+
+
+def _rival(one: Rival) -> Row:
+    low, high = (100 * bound for bound in one.found.difference_interval)
+    short, long = one.ratio_interval
+    return {
+        "preset": one.name,
+        "prompts": str(one.found.pairs),
+        "right, %": f"{100 * one.preset.accuracy:.1f}",
+        "fitted": f"{100 * one.fitted.accuracy:.1f}",
+        "difference, points": f"{100 * one.found.difference:+.1f} ({low:+.1f} to {high:+.1f})",
+        "p95": format_duration(one.preset.p95_s),
+        "fitted ": format_duration(one.fitted.p95_s),
+        "ratio": f"{one.ratio:.2f} ({short:.2f} to {long:.2f})",
+        "p50": format_duration(one.preset.p50_s),
+        "fitted  ": format_duration(one.fitted.p50_s),
+        "budget": format_duration(one.budget_s),
+    }
 
 
 def _quality(one: Summary, results: Results) -> Row:

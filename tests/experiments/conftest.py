@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hybrid.backends import Models
+from hybrid.cli import main
 from hybrid.drafters.scripted import ScriptedDrafter
 from hybrid.experiments.about import describe
 from hybrid.experiments.arms import list_arms
@@ -27,6 +28,18 @@ policies:
   verify: {inline: {defaults: {draft: {max_denoising_steps: 2}, refine: {mode: verify}}}}
   refiner: {inline: {defaults: {refine: {mode: generate}}}}
 baseline: refiner
+"""
+ARMS = """
+version: 1
+name: arms
+tasks: {embedded: [list, question, add], items: 30}
+policies:
+  draft:
+    inline: {defaults: {refine: {mode: none}}}
+    vary: {defaults.draft.max_denoising_steps: [2, 8]}
+  verify: {inline: {defaults: {draft: {max_denoising_steps: 8}, refine: {mode: verify}}}}
+  cascade: {inline: {defaults: {draft: {max_denoising_steps: 8}, refine: {mode: cascade}}}}
+  refiner: {inline: {defaults: {refine: {mode: generate}}}}
 """
 ANSWERS = {f"say {word}": word * 3 for word in ("one", "two", "three", "four", "five", "six")}
 
@@ -73,3 +86,14 @@ def run_small(folder: Path) -> Callable[..., Path]:
         return where
 
     return run
+
+
+@pytest.fixture(scope="session")
+def arms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded pair under every arm, run by the command."""
+    folder = tmp_path_factory.mktemp("arms")
+    (folder / "arms.yaml").write_text(ARMS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        assert main(["experiment", "run", str(folder / "arms.yaml"), "--out", str(folder)]) == 0
+    return folder

@@ -1,15 +1,12 @@
-"""Policies scored without running them, and policies fitted to records."""
+"""Policies scored without running them."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hybrid.cli import main
-from hybrid.errors import CheckpointError
 from hybrid.experiments.derive import as_cascade, find
-from hybrid.experiments.fit import Plan, _freedom, against_presets, fit, halves, within
 from hybrid.experiments.records import read_records, settings_key
 from hybrid.experiments.replay import replay_policy
 from hybrid.experiments.summary import read_results
@@ -18,18 +15,6 @@ from tests.experiments.conftest import TEXT
 
 Run = Callable[..., Path]
 HEAD = "version: 1\n"
-ARMS = """
-version: 1
-name: arms
-tasks: {embedded: [list, question, add], items: 30}
-policies:
-  draft:
-    inline: {defaults: {refine: {mode: none}}}
-    vary: {defaults.draft.max_denoising_steps: [2, 8]}
-  verify: {inline: {defaults: {draft: {max_denoising_steps: 8}, refine: {mode: verify}}}}
-  cascade: {inline: {defaults: {draft: {max_denoising_steps: 8}, refine: {mode: cascade}}}}
-  refiner: {inline: {defaults: {refine: {mode: generate}}}}
-"""
 NEW = """
 version: 1
 defaults: {draft: {max_denoising_steps: [2, 8]}, refine: {mode: [none, generate]}}
@@ -88,17 +73,6 @@ def test_an_item_that_was_changed_leaves_its_old_records_behind(
     results = read_results(where)
     assert results.outdated == 5
     assert {r.reference for r in results.everything if r.prompt == "say one"} == {"one"}
-
-
-@pytest.fixture(scope="module")
-def arms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded pair under every arm, run by the command."""
-    folder = tmp_path_factory.mktemp("arms")
-    (folder / "arms.yaml").write_text(ARMS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        assert main(["experiment", "run", str(folder / "arms.yaml"), "--out", str(folder)]) == 0
-    return folder
 
 
 def test_a_replay_agrees_with_a_fresh_run(arms: Path, tmp_path: Path) -> None:
@@ -161,62 +135,3 @@ def test_the_command_replays_and_names_what_is_missing(
     assert "AR alone: 90" in shown
     assert "5 steps was never run (90 requests)" in shown
     assert '{"draft": {"max_denoising_steps": 5}, "refine": {"mode": "none"}}' in shown
-
-
-def test_the_fitted_policy_is_valid_and_holds_what_was_measured(
-    arms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "fitted.yaml"
-    assert main(["fit", str(arms), "-o", str(out)]) == 0
-    policy = load_policy(out)
-    assert set(policy.tasks) == {"list", "question", "add"}
-    fitting, _ = halves(read_results(arms).everything)
-    mine = [r.score or 0.0 for r in fitting if r.task == "question" and r.mode == "generate"]
-    believed = (sum(mine) + 2 * 0.92) / (len(mine) + 2)  # the prior counts as two answers
-    assert policy.quality["question"].refiner == pytest.approx(believed, abs=1e-4)
-    assert set(policy.quality["list"].draft) == {2, 8}
-    assert policy.quality["list"].steps_used[2] <= 2
-    assert "generate" in (policy.tasks["question"].refine.mode or ())
-    shown = capsys.readouterr().out
-    assert "refiner_only" in shown and "second half" in shown
-
-
-def test_the_fitted_policy_is_reported_on_the_other_half(arms: Path) -> None:
-    results = read_results(arms)
-    fitted = fit(results)
-    rivals = {rival.name: rival for rival in against_presets(results, fitted)}
-    rival = rivals["refiner_only"]
-    assert rival.pairs > 30
-    odd = {place for place in rival.fitted.places}
-    assert all(item % 2 == 1 for _, item, _, _ in odd)
-    assert rival.interval[0] <= rival.difference <= rival.interval[1]
-    assert within(fitted, 0.05).defaults.budget == pytest.approx(0.05)
-
-
-def test_the_report_says_why_the_fitted_policy_is_not_better(arms: Path) -> None:
-    results = read_results(arms)
-    rivals = {rival.name: rival for rival in against_presets(results, fit(results))}
-    alone = rivals["refiner_only"]
-    assert alone.preset.accuracy == 1.0
-    assert alone.verdict.startswith("as good: neither is ever wrong of 45; median")
-    assert alone.fitted.latency(0.95) <= alone.limit_s
-    unsure = replace(alone, difference=0.02, interval=(-0.01, 0.05))
-    assert unsure.verdict.startswith("not told apart: 45 pairs show differences from about")
-    assert replace(alone, interval=(0.01, 0.05)).verdict == "better"
-    assert replace(alone, difference=-0.1, interval=(-0.2, -0.05)).verdict.startswith("worse")
-    assert replace(alone, pairs=0).verdict.startswith("not compared")
-
-
-def test_what_the_planner_may_combine_was_measured() -> None:
-    plans: dict[Plan, None] = {(1, "none"): None, (None, "generate"): None}
-    plans |= {(4, "none"): None, (4, "verify"): None, (8, "none"): None, (8, "verify"): None}
-    front: list[Plan] = [(1, "none"), (8, "none"), (8, "verify"), (None, "generate")]
-    assert _freedom(front, plans) == (["none", "verify", "generate"], [8])
-    only: list[Plan] = [(1, "none"), (4, "cascade")]
-    assert _freedom(only, plans) == (["none"], [1, 4])
-
-
-def test_a_fit_needs_drafts_and_the_refiner_alone(run_small: Run) -> None:
-    text = "version: 1\ntasks: {file: items.jsonl}\npolicies: {only: {inline: {}}}\n"
-    with pytest.raises(CheckpointError, match="answers of the refiner alone"):
-        fit(read_results(run_small(text)))

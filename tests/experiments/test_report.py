@@ -114,6 +114,17 @@ def test_every_number_is_in_the_summary_and_follows_from_the_records(run_small: 
     assert summary["aup"].keys() == {"draft"}
 
 
+def test_the_report_has_the_fitted_policy_where_one_can_be_fitted(
+    arms: Path, run_small: Run
+) -> None:
+    page = write_report(arms).read_text("utf-8")
+    assert "The fitted policy against presets" in page
+    assert "refiner_only: fitted is " in page
+    summary = json.loads((arms / "summary.json").read_text())
+    assert summary["fitted"]["refiner_only"]["found"]["pairs"] == 45
+    assert "A fitted policy" not in write_report(run_small()).read_text("utf-8")
+
+
 def test_a_report_of_one_policy_without_drafts(run_small: Run) -> None:
     text = (
         "version: 1\ntasks: {file: items.jsonl}\n"

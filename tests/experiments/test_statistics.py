@@ -150,6 +150,13 @@ def test_comparing_pairs() -> None:
     assert found.p_latency == pytest.approx(stats.wilcoxon(logs).pvalue)
 
 
+def test_pairs_that_never_differ_exclude_large_differences_only() -> None:
+    """The bound of Clopper and Pearson for none of 250."""
+    found = compare(range(250), [1.0] * 250, [1.0] * 250, [1.0] * 250, [2.0] * 250)
+    bound = stats.binomtest(0, 250).proportion_ci(0.95, method="exact").high
+    assert found.difference_interval == pytest.approx((-bound, bound))
+
+
 def test_repeats_of_an_item_are_no_new_evidence() -> None:
     """Ten items asked once, or each of them three times: the same pairs, intervals and p-values."""
     rng = np.random.default_rng(3)
