@@ -150,21 +150,16 @@ def inspect_folder(folder: Path) -> Inspection:
 
 def read_headers(folder: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
     """Every tensor's name, stored type and shape; raises CheckpointError for a damaged file."""
-    from safetensors import SafetensorError, safe_open
+    from hybrid.gemma.tensor_file import TensorFile
 
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(str(folder), "holds no *.safetensors file")
     for file in files:
-        try:
-            with safe_open(str(file), framework="np") as shard:
-                names = list(shard.keys())
-                for name in names:
-                    header = shard.get_slice(name)
-                    yield name, (header.get_dtype(), tuple(header.get_shape()))
-        except (SafetensorError, OSError) as error:
-            message = f"not a whole safetensors file: {error}"
-            raise CheckpointError(str(file), message) from None
+        shard = TensorFile(file)
+        shard.close()
+        for name, entry in shard.entries.items():
+            yield name, (entry.dtype, entry.shape)
 
 
 def _parts(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> Iterator[Part]:

@@ -1,33 +1,23 @@
 """The tensors of a model folder: one safetensors file, or shards with an index.
 
-Tensors are read one by one from the mapped files, so a model is never in memory twice. Whatever a
-model does not ask for is a mistake, unless it belongs to a tower that is knowingly left out.
+Tensors are read one by one, or in parts, so a model is never in memory twice. Whatever a model does
+not ask for is a mistake, unless it belongs to a tower that is knowingly left out.
 """
 
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hybrid.errors import CheckpointError
+from hybrid.gemma.tensor_file import DTYPES, Entry, TensorFile
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MOST_NAMED = 5
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "U8": torch.uint8,
-}
 
 
 class Checkpoint:
@@ -35,7 +25,7 @@ class Checkpoint:
 
     def __init__(self, path: str | Path) -> None:
         self.directory = Path(path)
-        self._shards: dict[Path, Any] = {}
+        self._shards: dict[Path, TensorFile] = {}
         self._files = self._read_index()
         self._unread = dict.fromkeys(self._files)
 
@@ -49,8 +39,8 @@ class Checkpoint:
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Stored type, as safetensors calls it, and shape of a tensor; reads its header only."""
-        header = self._shards[self._files[name]].get_slice(name)
-        return header.get_dtype(), tuple(header.get_shape())
+        entry = self._shards[self._files[name]].entries[name]
+        return entry.dtype, entry.shape
 
     def file(self, name: str) -> str:
         """The file that holds, or should hold, the tensor."""
@@ -75,9 +65,9 @@ class Checkpoint:
             raise self.error(name, "missing tensor")
         self._unread.pop(name, None)
         stored, found = self.describe(name)
-        if dtypes and _DTYPES.get(stored) not in dtypes:
+        if dtypes and DTYPES.get(stored) not in dtypes:
             expected = " or ".join(_dtype_name(dtype) for dtype in dtypes)
-            given = _dtype_name(_DTYPES[stored]) if stored in _DTYPES else stored
+            given = _dtype_name(DTYPES[stored]) if stored in DTYPES else stored
             raise self.error(name, f"expected {expected}, found {given}")
         if shape is not None and found != tuple(shape):
             raise self.error(name, f"expected shape {[*shape]}, found {[*found]}")
@@ -90,11 +80,11 @@ class Checkpoint:
     ) -> Tensor:
         """The tensor as stored, after checking it as `check` does."""
         self.check(name, shape, dtypes)
-        try:
-            tensor: Tensor = self._shards[self._files[name]].get_tensor(name)
-        except SafetensorError as problem:
-            raise self.error(name, f"not readable: {problem}") from None
-        return tensor
+        return self.read_part(name)
+
+    def read_part(self, name: str, part: slice | None = None) -> Tensor:
+        """The tensor, or those indices of its first dimension, with no check but that it exists."""
+        return self._shards[self._files[name]].read(name, part)
 
     def skip(self, prefixes: Sequence[str], suffixes: Sequence[str] = ()) -> tuple[str, ...]:
         """Leave out the unread tensors so called; returns their names."""
@@ -132,23 +122,14 @@ class Checkpoint:
                 raise CheckpointError(str(file), f"missing, though {INDEX} places it here", name)
         return files
 
-    def _open(self, file: Path) -> set[str]:
-        if not file.is_file():
-            raise CheckpointError(str(file), "missing file")
-        try:
-            self._shards[file] = safe_open(str(file), framework="pt")
-        except (SafetensorError, OSError) as problem:
-            raise CheckpointError(str(file), f"not a whole safetensors file: {problem}") from None
-        except RuntimeError as problem:  # a file larger than the system lets a process map
-            hint = "split it into shards, or allow it with sysctl vm.overcommit_memory=1"
-            raise CheckpointError(str(file), f"{problem}; {hint}") from None
-        return set(self._shards[file].keys())
+    def _open(self, file: Path) -> Mapping[str, Entry]:
+        self._shards[file] = TensorFile(file)
+        return self._shards[file].entries
 
     def close(self) -> None:
-        """Unmap the files."""
+        """Close the files."""
         for shard in self._shards.values():
-            with suppress(AttributeError):
-                shard.__exit__(None, None, None)
+            shard.close()
         self._shards.clear()
 
 

@@ -4,7 +4,7 @@ Only weights become 4-bit. Scales of activations would have to be calibrated on 
 written: the result says that it is weight-only. Gate and up of a network, and query, key and value,
 share their last factor, as runtimes that multiply them as one matrix expect.
 
-A shard is finished when its record is there, and a folder when `config.json` is, so a run that was
+A shard is finished when the journal says so, and a folder when the journal is gone: a run that was
 killed is continued by the same call.
 """
 
@@ -23,15 +23,16 @@ from torch import Tensor
 from hybrid.errors import CapabilityError, CheckpointError
 from hybrid.gemma.checkpoint import INDEX, SINGLE, Checkpoint
 from hybrid.gemma.config import GemmaConfig
+from hybrid.gemma.declaration import Format, declaration
+from hybrid.gemma.journal import Journal, naming, write_whole
 from hybrid.gemma.mapping import map_tensors
 from hybrid.gemma.quantized import read_convention
 from hybrid.gemma.shards import Form, ShardWriter
+from hybrid.gemma.tensor_file import DTYPES, stored_bytes
 from hybrid.kernels.nvfp4 import BLOCK
 from hybrid.kernels.quantize import dequantize, quantize
 
-Format = Literal["modelopt", "compressed-tensors"]
 Parts = Literal["experts", "experts+mlp", "all"]
-RECORDS = ".quantize"
 _CLASSES = {"experts": r"\.experts\.", "mlp": r"\.mlp\.", "attention": r"\.self_attn\."}
 _CHOSEN: dict[Parts, tuple[str, ...]] = {
     "experts": ("experts",),
@@ -72,7 +73,9 @@ class Quantizer:
         self.shards: dict[str, list[str]] = {}
         for name in self.checkpoint.names:
             self.shards.setdefault(Path(self.checkpoint.file(name)).name, []).append(name)
-            shape = self.checkpoint.describe(name)[1]
+            dtype, shape = self.checkpoint.describe(name)
+            if dtype not in DTYPES:
+                raise self.checkpoint.error(name, f"{dtype} is not a type that can be copied")
             if self.part(name) and shape[-1] % BLOCK:
                 message = f"NVFP4 needs a multiple of {BLOCK} columns, not {shape[-1]}"
                 raise self.checkpoint.error(name, message)
@@ -80,17 +83,22 @@ class Quantizer:
         self._prepare()
 
     def _prepare(self) -> None:
-        """Make the target, or see that it is the same job's unfinished one."""
-        job, records = self.job, self.job.target / RECORDS
-        settings = json.dumps([str(job.source.resolve()), job.format, job.parts])
-        kept = records / "job.json"
-        if kept.exists() and kept.read_text("utf-8") == settings:
-            return
-        if job.target.exists() and any(job.target.iterdir()):
-            missing = "an empty folder, or the unfinished one of the same call"
+        """Make the target, or see that it is the same job's unfinished one, and that it has room.
+
+        The same job is one on files that have not changed.
+        """
+        job = self.job
+        files = {shard: (job.source / shard).stat() for shard in self.shards}
+        seen = {shard: [file.st_size, file.st_mtime_ns] for shard, file in files.items()}
+        self.journal = Journal(job.target, [str(job.source.resolve()), job.format, job.parts, seen])
+        if not self.journal.begin():
+            missing = "an empty folder, or the unfinished one of the same call on the same files"
             raise CapabilityError(f"quantising {job.source}", str(job.target), missing)
-        records.mkdir(parents=True)
-        _write(kept, settings)
+        needed = sum(self.size(shard) for shard in self.unfinished)
+        free = shutil.disk_usage(job.target).free
+        if needed > free:
+            missing = f"needs {needed / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free"
+            raise CapabilityError(f"quantising {job.source}", str(job.target), missing)
 
     def part(self, name: str) -> str | None:
         """The class of a tensor that becomes 4-bit, None for all others."""
@@ -102,15 +110,17 @@ class Quantizer:
     @property
     def unfinished(self) -> list[str]:
         """Shards still to be written."""
-        return [shard for shard in self.shards if not self._record(shard).exists()]
+        return [shard for shard in self.shards if shard not in self.journal.records]
+
+    def size(self, shard: str) -> int:
+        """Bytes of the tensors that a finished shard has."""
+        return sum(stored_bytes(*form) for form in self.shard_forms(shard).values())
 
     def steps(self, shard: str) -> Iterator[int]:
         """Write one shard; yields the bytes read with each tensor."""
         names = self.shards[shard]
-        outputs = {name: self.forms(name) for name in names}
-        forms = {key: form for parts in outputs.values() for key, form in parts.items()}
         errors: dict[str, list[float]] = {}
-        with ShardWriter(self.job.target / shard, forms) as writer:
+        with ShardWriter(self.job.target / shard, self.shard_forms(shard)) as writer:
             for name in names:
                 tensor = self.checkpoint.read(name)
                 part = self.part(name)
@@ -121,9 +131,7 @@ class Quantizer:
                     for key, value in self.quantized(name, tensor, total):
                         writer.write(key, value)
                 yield tensor.numel() * tensor.element_size()
-        sizes = sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in forms.values())
-        record = {"tensors": [*forms], "bytes": sizes, "errors": errors}
-        _write(self._record(shard), json.dumps(record))
+        self.journal.note(shard, errors)
 
     def linears(self, name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, int, int]]:
         """(name, rows, columns) of the linear layers that a stored tensor holds."""
@@ -139,17 +147,21 @@ class Quantizer:
                 yield f"{prefix}.{expert}.gate_proj", rows // 2, columns
                 yield f"{prefix}.{expert}.up_proj", rows // 2, columns
 
+    def shard_forms(self, shard: str) -> dict[str, Form]:
+        """Types and shapes of all that is written for a stored shard."""
+        return {k: form for name in self.shards[shard] for k, form in self.forms(name).items()}
+
     def forms(self, name: str) -> dict[str, Form]:
         """Types and shapes of what is written for a stored tensor."""
-        shape = self.checkpoint.describe(name)[1]
+        dtype, shape = self.checkpoint.describe(name)
         if self.part(name) is None:
-            return {name: (self.checkpoint.read(name).dtype, shape)}
+            return {name: (dtype, shape)}
         forms: dict[str, Form] = {}
         for linear, rows, columns in self.linears(name, shape):
             packed, outer = self.names(linear)
-            forms[packed] = torch.uint8, (rows, columns // 2)
-            forms[f"{linear}.weight_scale"] = torch.float8_e4m3fn, (rows, columns // BLOCK)
-            forms[outer] = torch.float32, () if self.job.format == "modelopt" else (1,)
+            forms[packed] = "U8", (rows, columns // 2)
+            forms[f"{linear}.weight_scale"] = "F8_E4M3", (rows, columns // BLOCK)
+            forms[outer] = "F32", () if self.job.format == "modelopt" else (1,)
         return forms
 
     def names(self, linear: str) -> tuple[str, str]:
@@ -195,62 +207,28 @@ class Quantizer:
     def finish(self) -> dict[str, float]:
         """Write all but the shards; returns the relative error (RMS) of each class of tensors."""
         target, source = self.job.target, self.job.source
-        records = {s: json.loads(self._record(s).read_text("utf-8")) for s in self.shards}
+        records = self.journal.records
         if [*self.shards] != [SINGLE]:
-            weight_map = {name: s for s, record in records.items() for name in record["tensors"]}
-            total = sum(record["bytes"] for record in records.values())
+            weight_map = {name: shard for shard in self.shards for name in self.shard_forms(shard)}
+            total = sum(self.size(shard) for shard in self.shards)
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            _write(target / INDEX, json.dumps(index, indent=1))
+            write_whole(target / INDEX, json.dumps(index, indent=1))
         for file in source.iterdir():
             is_weights = file.suffix in (".safetensors", ".bin", ".gguf") or file.name == INDEX
             if file.is_file() and not is_weights and file.name != "config.json":
-                shutil.copyfile(file, target / file.name)
+                with naming(target / file.name):
+                    shutil.copyfile(file, target / file.name)
         config = json.loads((source / "config.json").read_text("utf-8"))
         config["quantization_config"] = self.declaration()
-        _write(target / "config.json", json.dumps(config, indent=2))
-        shutil.rmtree(target / RECORDS)
+        write_whole(target / "config.json", json.dumps(config, indent=2))
+        self.journal.end()
         lost, whole = Counter[str](), Counter[str]()
         for record in records.values():
-            for part, (squares, total_squares) in record["errors"].items():
+            for part, (squares, total_squares) in record.items():
                 lost[part] += squares
                 whole[part] += total_squares
         return {part: (lost[part] / whole[part]) ** 0.5 if whole[part] else 0.0 for part in whole}
 
     def declaration(self) -> dict[str, Any]:
-        """`quantization_config` as the format's own tools write it."""
-        words = ["embed_vision", "router", "self_conditioning", "vision_tower"]
-        chosen = _CHOSEN[self.job.parts]
-        words += ["mlp"] if "mlp" not in chosen else []
-        words += ["self_attn"] if "attention" not in chosen else []
-        weights: dict[str, Any] = {"num_bits": 4, "type": "float", "group_size": BLOCK}
-        weights["dynamic"] = False
-        group = {"weights": weights, "input_activations": None, "targets": ["Linear"]}
-        if self.job.format == "modelopt":
-            return {
-                "quant_method": "modelopt",
-                "quant_algo": "NVFP4",
-                "group_size": BLOCK,
-                "config_groups": {"group_0": group},
-                "ignore": ["lm_head", *(f"*{word}*" for word in sorted(words))],
-                "producer": {"name": "hybrid"},
-            }
-        weights |= {"strategy": "tensor_group", "symmetric": True}
-        weights["scale_dtype"] = "torch.float8_e4m3fn"
-        return {
-            "quant_method": "compressed-tensors",
-            "format": "nvfp4-pack-quantized",
-            "quantization_status": "compressed",
-            "config_groups": {"group_0": group | {"format": "nvfp4-pack-quantized"}},
-            "ignore": ["lm_head", *(f"re:.*{word}.*" for word in sorted(words))],
-            "kv_cache_scheme": None,
-        }
-
-    def _record(self, shard: str) -> Path:
-        return self.job.target / RECORDS / f"{shard}.json"
-
-
-def _write(file: Path, text: str) -> None:
-    """The whole text or nothing."""
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(file)
+        """`quantization_config` of the result."""
+        return declaration(self.job.format, _CHOSEN[self.job.parts])

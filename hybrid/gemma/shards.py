@@ -5,7 +5,6 @@ its size.
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,41 +14,43 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-Form = tuple[torch.dtype, tuple[int, ...]]
-_NAMES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.uint8: "U8",
-}
+from hybrid.gemma.journal import PARTIAL, naming
+from hybrid.gemma.tensor_file import stored_bytes
+
+Form = tuple[str, tuple[int, ...]]
 
 
 class ShardWriter:
-    """A file that appears under its name when all of `forms` are written, and not before."""
+    """A file that appears under its name when all of `forms` are written, and not before.
+
+    `forms` are stored types, as safetensors calls them, and shapes. OSError names the file.
+    """
 
     def __init__(self, file: Path, forms: Mapping[str, Form]) -> None:
-        self._file, self._partial = file, file.with_name(f"{file.name}.partial")
+        self._file, self._partial = file, file.with_name(file.name + PARTIAL)
         self._forms, self._missing = forms, {*forms}
         entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         end = 0
-        for name, (dtype, shape) in sorted(forms.items(), key=lambda item: -item[1][0].itemsize):
-            start, end = end, end + math.prod(shape) * dtype.itemsize
-            offsets = [start, end]
-            entries[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": offsets}
+        for name, (dtype, shape) in sorted(forms.items(), key=lambda item: -_width(item[1])):
+            start, end = end, end + stored_bytes(dtype, shape)
+            entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
         header = json.dumps(entries).encode()
         header += b" " * (-len(header) % 8)
         self._start = 8 + len(header)
         self._offsets = {name: entries[name]["data_offsets"][0] for name in forms}
-        self._stream = self._partial.open("wb")
-        self._stream.write(len(header).to_bytes(8, "little") + header)
-        self._stream.truncate(self._start + end)
+        with naming(file):
+            self._stream = self._partial.open("wb")
+            self._stream.write(len(header).to_bytes(8, "little") + header)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Put a tensor in its place."""
-        assert (tensor.dtype, tuple(tensor.shape)) == self._forms[name], name
-        self._stream.seek(self._start + self._offsets[name])
-        self._stream.write(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        dtype, shape = self._forms[name]
+        assert tuple(tensor.shape) == shape, name
+        assert tensor.nbytes == stored_bytes(dtype, shape), name
+        data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        with naming(self._file):
+            self._stream.seek(self._start + self._offsets[name])
+            self._stream.write(data)
         self._missing.discard(name)
 
     def __enter__(self) -> Self:
@@ -61,10 +62,24 @@ class ShardWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None:
-            assert not self._missing, self._missing
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-        self._stream.close()
-        if error is None:
+        if error is not None:
+            self._discard()
+            return
+        assert not self._missing, self._missing
+        try:
+            with naming(self._file), self._stream:
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
             self._partial.replace(self._file)
+        except OSError:
+            self._discard()
+            raise
+
+    def _discard(self) -> None:
+        """Give the room back; what is still buffered may not fit and is not wanted."""
+        self._stream.raw.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def _width(form: Form) -> int:
+    return stored_bytes(form[0], (1,))

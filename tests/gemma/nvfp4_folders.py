@@ -12,6 +12,7 @@ from hybrid.kernels.nvfp4 import dequantize_torch, quantize_torch
 
 Tensors = dict[str, Tensor]
 SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 QUANTISED_LINEARS = ("gate_proj.weight", "up_proj.weight", "down_proj.weight", "o_proj.weight")
 
 
@@ -75,3 +76,16 @@ def write_nvfp4(folder: Path, convention: str) -> Tensors:
         quantization["format"] = "nvfp4-pack-quantized"
     edit_json(folder / "config.json", quantization_config=quantization)
     return meant
+
+
+def write_shards(folder: Path, count: int) -> None:
+    """Deal the folder's tensors to `count` files, so that what belongs together is apart."""
+    tensors = tensors_of(folder)
+    names = sorted(tensors)
+    weight_map = {}
+    for shard in range(count):
+        file = f"model-{shard + 1:05}-of-{count:05}.safetensors"
+        save_file({name: tensors[name] for name in names[shard::count]}, folder / file)
+        weight_map.update(dict.fromkeys(names[shard::count], file))
+    (folder / SINGLE).unlink()
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))

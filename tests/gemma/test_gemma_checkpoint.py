@@ -16,15 +16,16 @@ from hybrid.engine.model import EngineModel
 from hybrid.errors import CheckpointError
 from hybrid.gemma.model import GemmaModel, load_model
 from tests.gemma.nvfp4_folders import (
+    INDEX,
     SINGLE,
     edit_json,
     split_experts,
     tensors_of,
     write_nvfp4,
+    write_shards,
 )
 
 Make = Callable[..., tuple[Any, Path]]
-INDEX = "model.safetensors.index.json"
 EXPERT = "model.decoder.layers.0.experts.1.gate_proj"
 
 
@@ -78,20 +79,8 @@ def test_fused_and_single_experts_are_the_same_model(folder: Path) -> None:
 
 def test_shards_with_an_index(folder: Path) -> None:
     expected = answer(load_model(folder))
-    write_shards(folder)
+    write_shards(folder, 2)
     assert torch.equal(answer(load_model(folder)), expected)
-
-
-def write_shards(folder: Path) -> None:
-    tensors = tensors_of(folder)
-    names = sorted(tensors)
-    weight_map = {}
-    for shard in range(2):
-        file = f"model-{shard + 1:05}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in names[shard::2]}, folder / file)
-        weight_map.update(dict.fromkeys(names[shard::2], file))
-    (folder / SINGLE).unlink()
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -158,13 +147,13 @@ def test_a_folder_without_weights(folder: Path) -> None:
 
 
 def test_a_missing_shard(folder: Path) -> None:
-    write_shards(folder)
+    write_shards(folder, 2)
     (folder / "model-00002-of-00002.safetensors").unlink()
     fails(folder, "model-00002-of-00002.safetensors", "missing file")
 
 
 def test_an_index_that_promises_too_much(folder: Path) -> None:
-    write_shards(folder)
+    write_shards(folder, 2)
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"]["model.decoder.extra"] = "model-00001-of-00002.safetensors"
     (folder / INDEX).write_text(json.dumps(index))

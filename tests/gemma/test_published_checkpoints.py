@@ -19,6 +19,7 @@ PUBLISHED: list[tuple[Spelling, bool, int, int, int, float]] = [
     ("compressed-tensors", True, 1, 47_337, 18_048_607_656, 16.97e9),
     ("bf16", False, 11, 1013, 51_611_872_412, 50.47e9),
     ("modelopt", False, 2, 47_033, 18_782_360_732, 17.7e9),
+    ("compressed-tensors", False, 1, 47_303, 18_012_917_612, 16.93e9),
 ]
 
 

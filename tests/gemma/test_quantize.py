@@ -14,9 +14,10 @@ from hybrid.cli import main
 from hybrid.engine.load import load_engine
 from hybrid.gemma.checkpoint import Checkpoint
 from hybrid.gemma.config import GemmaConfig
+from hybrid.gemma.journal import NAME as JOURNAL
 from hybrid.gemma.mapping import map_tensors
 from hybrid.gemma.model import load_model
-from hybrid.gemma.quantize import RECORDS, Job, Quantizer
+from hybrid.gemma.quantize import Job, Quantizer
 from hybrid.gemma.quantized import MatrixReader, read_convention
 from hybrid.kernels.nvfp4 import dequantize_torch, quantize_torch
 from tests.gemma.nvfp4_folders import SINGLE, edit_json, split_experts
@@ -43,7 +44,7 @@ def test_what_is_written_is_what_the_quantiser_says(
     parts = [reader.read(f"{NAME}.{part}_proj", (16, 32)) for part in ("gate", "up")]
     torch.testing.assert_close(torch.cat(parts), expected, rtol=2**-22, atol=0)
     assert not reader.is_quantized("model.decoder.self_conditioning.gate_proj")
-    assert not (target / RECORDS).exists()
+    assert not (target / JOURNAL).exists()
 
 
 def test_an_interrupted_run_is_continued(make_diffusion: Make, tmp_path: Path) -> None:
