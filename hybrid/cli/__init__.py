@@ -5,8 +5,11 @@ for a model library. Whatever a command raises on purpose becomes one line and a
 """
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from cyclopts import App, CycloptsError, UnusedCliTokensError
 
@@ -23,7 +26,7 @@ app = App(
     help_format="plaintext",
     help_epilogue=(
         "Exit codes: 0 all went well, 1 a check failed or the output could not be written, "
-        "2 wrong input, 130 stopped by Ctrl-C."
+        "2 wrong input, 130 stopped by Ctrl-C or SIGTERM."
     ),
     version=f"hybrid {__version__}",
     console=Terminal(),
@@ -54,7 +57,21 @@ def main(tokens: Sequence[str] | None = None) -> int:
             # A terminal that cannot show a character shows its code instead of failing.
             stream.reconfigure(errors="backslashreplace")
     given = list(sys.argv[1:] if tokens is None else tokens)
-    return exit_code(lambda: app(_standard_input_last(given)))
+    with _terminable():
+        return exit_code(lambda: app(_standard_input_last(given)))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, so that a long run keeps what it has."""
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _standard_input_last(tokens: list[str]) -> list[str]:

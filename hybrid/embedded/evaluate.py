@@ -19,7 +19,7 @@ from rich.table import Table
 from hybrid.deadline import Deadline
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.embedded import weights_path
-from hybrid.embedded.tasks import TASKS, Instance, check, evaluation_set
+from hybrid.embedded.tasks import MEASURED, TASKS, Instance, check, evaluation_set
 from hybrid.protocols import DraftJob
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.refiners.verdict import judge
@@ -75,7 +75,7 @@ def evaluate(
     *,
     drafter: Path | None = None,
     refiner: Path | None = None,
-    items: int = 300,
+    items: int = MEASURED,
     caps: tuple[int, ...] = STEP_CAPS,
     out: Path | None = None,
 ) -> None:

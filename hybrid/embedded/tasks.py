@@ -250,6 +250,7 @@ TASKS = {
 }
 
 
+MEASURED = 300  # held-out instances of each task that the shipped quality tables are of
 _PHRASES = {
     "translate": "translate to zed:",
     "summarize": "summarize:",
@@ -284,6 +285,13 @@ def evaluation_set(task: str, count: int) -> list[Instance]:
         instance = draw(task, rng, "evaluation")
         instances.setdefault(instance.prompt, instance)
     return list(instances.values())
+
+
+def experiment_set(task: str, count: int) -> list[Instance]:
+    """The same `count` held-out instances every time, none of which the shipped quality tables
+    were measured on.
+    """
+    return evaluation_set(task, MEASURED + count)[MEASURED:]
 
 
 def check(instance: Instance, text: str) -> bool:

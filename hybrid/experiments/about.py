@@ -5,6 +5,7 @@ they are written out, and the digest of every item.
 """
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,9 +45,14 @@ def describe(
         "versions": versions(),
         "python": platform.python_version(),
         "hardware": hardware(),
-        "command": sys.argv[1:],
+        "command": [_near(argument) for argument in sys.argv[1:]],
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _near(argument: str) -> str:
+    """A path as seen from where the command was run: records are shown to others."""
+    return os.path.relpath(argument) if os.path.isabs(argument) else argument
 
 
 def _describe(arm: Arm) -> dict[str, Any]:

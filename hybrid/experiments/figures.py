@@ -122,6 +122,7 @@ def fix_harm(summaries: Sequence[tuple[str, Summary]]) -> Drawing:
         fixes = [100 * one.fixes / n for (_, one), n in zip(summaries[::-1], counts, strict=True)]
         harms = [100 * one.harms / n for (_, one), n in zip(summaries[::-1], counts, strict=True)]
         most = max([1.0, *fixes, *harms])
+        room = 0.08 * (max(fixes) + max(harms) + 1)  # for the numbers
         left = [-harm for harm in harms]
         axes.barh(names, fixes, color=theme.good, height=0.62, label="fixed: wrong, then right")
         axes.barh(names, left, color=theme.bad, height=0.62, label="harmed: right, then wrong")
@@ -131,7 +132,7 @@ def fix_harm(summaries: Sequence[tuple[str, Summary]]) -> Drawing:
                 -harms[place] - most * 0.015, place, f"{one.harms}", va="center", ha="right",
                 fontsize=7.5,
             )  # fmt: skip
-        axes.set_xlim(-max(0.12 * most, 1.12 * max(harms)), max(0.12 * most, 1.12 * max(fixes)))
+        axes.set_xlim(-max(harms) - room, max(fixes) + room)
         axes.set_ylim(-0.8, len(names) - 0.2)
         axes.axvline(0, color=theme.ink, linewidth=0.8)
         axes.grid(axis="y", visible=False)
@@ -156,7 +157,7 @@ def fix_harm_matrix(changes: Mapping[str, Mapping[str, Change]]) -> Drawing:
                 balance[y, x] = (fixed - harmed) / max(1, count)
                 is_empty = fixed == harmed == 0
                 said = "·" if is_empty else f"+{fixed} −{harmed}"  # noqa: RUF001
-                strong = abs(balance[y, x]) > 0.55
+                strong = abs(balance[y, x]) > 0.7
                 ink = theme.paper if strong else theme.ink
                 axes.text(
                     x, y, said, ha="center", va="center", fontsize=7, color=ink,
@@ -203,7 +204,7 @@ def predictions(records: Sequence[Record]) -> Drawing:
         axes.set_ylim(low * 0.8, high * 1.25)
         axes.set_title(
             f"half within {100 * (math.exp(error) - 1):.0f} % of the prediction; "
-            f"{100 * kept:.1f} % keep the predicted p95"
+            f"{100 * kept:.1f} % keep the predicted p95 (n = {len(known):,})"
         )
         milliseconds(axes)
         milliseconds(axes, "y")

@@ -49,7 +49,7 @@ def list_items(sets: list[TaskSet], folder: Path) -> list[Item]:
 
 
 def _draw(given: TaskSet) -> list[Item]:
-    from hybrid.embedded.tasks import TASKS, evaluation_set
+    from hybrid.embedded.tasks import TASKS, experiment_set
 
     wanted = [*TASKS] if given.embedded == "all" else list(given.embedded or ())
     for name in wanted:
@@ -60,7 +60,7 @@ def _draw(given: TaskSet) -> list[Item]:
     return [
         Item(one.task, 0, one.prompt, one.answer, scorer)
         for name in wanted
-        for one in evaluation_set(name, given.items or _ITEMS)
+        for one in experiment_set(name, given.items or _ITEMS)
     ]
 
 

@@ -37,8 +37,8 @@ def pictures(
         if group in chosen
     }
     yield (
-        "frontier", "Right answers against median latency, with 95 % intervals. Labels are the "
-        "values that a policy was varied over.",
+        "frontier", "Right answers against median latency, with 95 % intervals of both; "
+        f"{_asked({'': summaries})} a point. Labels are the values that a policy was varied over.",
         frontier(groups), (8.4, 5.0),
     )  # fmt: skip
     yield from _curves(results, by_task)
@@ -48,7 +48,8 @@ def pictures(
         cap, steps = _steps(unrefined)
         rows = 1 if len(steps) <= 5 else 2
         yield (
-            "steps", "Denoising steps that canvases really took; dotted: the mean.",
+            "steps", "Denoising steps that canvases really took without refining "
+            f"(n = {sum(map(len, steps.values())):,}); dotted: the mean.",
             steps_histogram(steps, cap), (8.4, 1.2 + 1.5 * rows),
         )  # fmt: skip
     yield from _changes(results, summaries, by_task)
@@ -63,9 +64,17 @@ def pictures(
             reliability(judged), (8.4, 0.8 + 1.75 * rows),
         )  # fmt: skip
     yield (
-        "predictions", "What the planner predicted, and what the requests took.",
+        "predictions", "What the planner predicted, and what the requests took; the axes leave out "
+        "one request in a thousand at either end.",
         predictions(results.everything), (6.4, 5.2),
     )  # fmt: skip
+
+
+def _asked(by_task: ByTask) -> str:
+    """How many requests the numbers of a policy are of."""
+    counts = [one.count for found in by_task.values() for one in found.values()]
+    low, high = min(counts), max(counts)
+    return f"{low:,} requests" if low == high else f"{low:,} to {high:,} requests"
 
 
 def _curves(results: Results, by_task: ByTask) -> Iterator[Picture]:
@@ -82,7 +91,8 @@ def _curves(results: Results, by_task: ByTask) -> Iterator[Picture]:
         is_varied = any(baseline in arms for arms in results.groups().values() if len(arms) > 1)
         yield (
             f"quality-{name}",
-            f"Right answers by task against {path}, with 95 % intervals.",
+            f"Right answers by task against {path}, with 95 % intervals; "
+            f"{_asked(by_task)} a point.",
             curves(lines, name, {} if is_varied else alone, baseline),
             (8.4, 1.3 + 1.55 * rows),
         )  # fmt: skip

@@ -19,7 +19,7 @@ _BINS, _LEAST_IN_BIN = 10, 20
 
 def reliability(records: Sequence[Record]) -> Drawing:
     """Whether a draft's certainty, exp(-mean entropy at commit), tells right from wrong,
-    in bins of equal counts; over the panels how many prompts there are.
+    in bins of equal counts; n is the number of prompts.
     """
     by_task: dict[str, list[Record]] = {"all tasks": list(records)}
     for record in records:
@@ -28,15 +28,15 @@ def reliability(records: Sequence[Record]) -> Drawing:
     for task, found in by_task.items():
         sure = np.array([certainty(record) for record in found])
         right = np.array([bool(record.was_right) for record in found])
-        items = len({record.place[:2] for record in found})
-        names.append(f"{task} (n = {items}), ECE {calibration_error(sure, right, _BINS):.2f}")
+        names.append(f"{task}, ECE {calibration_error(sure, right, _BINS):.2f}")
         order = np.argsort(sure, kind="stable")
         bins = np.array_split(order, max(1, min(_BINS, len(order) // _LEAST_IN_BIN)))
-        drawn.append([_bin([found[one] for one in part]) for part in bins])
-    low_end = min(0.9, *(sure for bins in drawn for sure, _, _ in bins))
+        items = len({record.place[:2] for record in found})
+        drawn.append((items, [_bin([found[one] for one in part]) for part in bins]))
+    low_end = min(0.9, *(sure for _, bins in drawn for sure, _, _ in bins))
 
     def drawing(figure: Figure, theme: Theme) -> None:
-        for axes, bins in zip(panels(figure, names, 4), drawn, strict=True):
+        for axes, (items, bins) in zip(panels(figure, names, 4), drawn, strict=True):
             axes.plot([0, 1], [0, 100], color=theme.ink, linestyle="--", linewidth=0.8, alpha=0.6)
             for sure, share, (low, high) in bins:
                 bounds = [[100 * max(0.0, share - low)], [100 * max(0.0, high - share)]]
@@ -44,6 +44,7 @@ def reliability(records: Sequence[Record]) -> Drawing:
                     sure, 100 * share, bounds, fmt="o", markersize=3.5, color=theme.colours[0],
                     elinewidth=0.9,
                 )  # fmt: skip
+            axes.text(0.03, 0.5, f"n = {items}", transform=axes.transAxes, fontsize=7.5)
             axes.set_xlim(low_end - 0.02, 1.02)
             axes.set_ylim(-4, 104)
         figure.supxlabel("certainty of a draft, exp(-mean entropy at commit)", fontsize=9)

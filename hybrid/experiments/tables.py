@@ -211,7 +211,8 @@ def _share(one: Summary) -> str:
 
 def _time(seconds: float, interval: tuple[float, float]) -> str:
     low, high = (1e3 * bound for bound in interval)
-    return f"{1e3 * seconds:.1f} ms ({low:.1f} to {high:.1f})"
+    digits = 1 if seconds < 0.1 else 0
+    return f"{1e3 * seconds:.{digits}f} ms ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def _round_up(seconds: float) -> float:

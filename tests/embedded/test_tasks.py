@@ -1,15 +1,19 @@
 """The embedded pair's tasks: generators, checkers, and how a prompt finds its task."""
 
+import json
 import random
 
 import pytest
 
+from hybrid.embedded import EVALUATION
 from hybrid.embedded.tasks import (
+    MEASURED,
     TASKS,
     Instance,
     check,
     draw,
     evaluation_set,
+    experiment_set,
     is_held_out,
     number_words,
     phrase,
@@ -106,3 +110,12 @@ def test_a_task_by_name_gets_its_trained_words(task: str, prompt: str, phrased: 
 @pytest.mark.parametrize("prompt", ["hello", "", "tell me a story", "list the primes", "add up"])
 def test_other_prompts_are_no_task(prompt: str) -> None:
     assert recognise(prompt) is None
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_experiments_ask_what_the_quality_tables_were_not_measured_on(task: str) -> None:
+    known = {instance.prompt for instance in evaluation_set(task, MEASURED)}
+    asked = experiment_set(task, 100)
+    assert asked == experiment_set(task, 100)
+    assert len({instance.prompt for instance in asked} - known) == 100
+    assert json.loads(EVALUATION.read_text())["items"] == MEASURED

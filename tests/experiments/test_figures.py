@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from hybrid.experiments.figures import _apart, curves, fix_harm_matrix
+from hybrid.experiments.figures import _apart, curves, fix_harm, fix_harm_matrix
 from hybrid.experiments.frontier import frontier
 from hybrid.experiments.records import Record
 from hybrid.experiments.reliability import reliability
@@ -92,7 +92,17 @@ def test_drafts_of_one_prompt_by_many_policies_make_no_interval_narrower() -> No
         return [float(np.ptp(bar.get_segments()[0][:, 1])) for bar in bars]
 
     assert np.mean(widths(many)) >= 0.9 * np.mean(widths(once))
-    assert "n = 60" in drawn(reliability(many)).axes[0].get_title("left")
+    assert [text.get_text() for text in drawn(reliability(many)).axes[0].texts] == ["n = 60"]
+
+
+def test_the_numbers_beside_the_longest_bars_are_inside() -> None:
+    one = replace(summary("verify", 0.01, 90), fixes=185, harms=0, kept_right=315)
+    other = replace(one, fixes=0, harms=431, kept_right=69)
+    axes = drawn(fix_harm([("verify", one), ("rewrite", other)])).axes[0]
+    outside = axes.bbox.padded(-1)
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert outside.contains(*box.min) and outside.contains(*box.max), text.get_text()
 
 
 def test_the_matrix_says_what_was_fixed_and_harmed() -> None:

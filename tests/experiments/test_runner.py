@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -194,32 +195,99 @@ def test_likelihood_is_the_refiners(run_small: Run) -> None:
 EMBEDDED = """
 version: 1
 name: killed
-tasks: {embedded: [add, sort, translate], items: 40}
+tasks: {{embedded: [add, sort, translate], items: {items}, scorer: "counting:counted"}}
 policies:
-  draft: {inline: {defaults: {draft: {max_denoising_steps: 2}, refine: {mode: none}}}}
-  refiner: {inline: {defaults: {refine: {mode: generate}}}}
+  draft: {{inline: {{defaults: {{draft: {{max_denoising_steps: 2}}, refine: {{mode: none}}}}}}}}
+  refiner: {{inline: {{defaults: {{refine: {{mode: generate}}}}}}}}
+load: {load}
 """
+COUNTING = """
+import os
+from hybrid.experiments.scorers import embedded
+
+def counted(prompt, reference, text):
+    with open(os.environ["COUNTED"], "a") as stream:
+        stream.write("x")
+    return embedded(prompt, reference, text)
+"""
+WARMED = 2  # requests that are answered and not recorded, one a policy
 
 
-def test_kill_9_loses_at_most_one_request(tmp_path: Path) -> None:
-    file, out = tmp_path / "killed.yaml", tmp_path / "out"
-    file.write_text(EMBEDDED)
-    code = "from hybrid.cli import main; main()"
+@pytest.fixture
+def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file to which the scorer of `EMBEDDED` adds a byte for each request that was answered."""
+    (tmp_path / "counting.py").write_text(COUNTING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.setenv("COUNTED", str(tmp_path / "counted"))
+    monkeypatch.delitem(sys.modules, "counting", raising=False)
+    return tmp_path / "counted"
+
+
+def stop_in_mid_run(file: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
+    """Send a signal to a run that has recorded a few requests; its exit code and stderr."""
+    code = "import sys; from hybrid.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "experiment", "run", str(file), "--out", str(out)]
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    records = out / RECORDS
-    while time.monotonic() < deadline:
-        if records.is_file() and records.read_bytes().count(b"\n") >= 20:
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and run.poll() is None:
+        if (out / RECORDS).is_file() and (out / RECORDS).read_bytes().count(b"\n") >= 20:
             break
         time.sleep(0.005)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
+    run.send_signal(number)
+    return run.wait(200), run.communicate()[1]
+
+
+@pytest.mark.parametrize("clients", [1, 4])
+def test_kill_9_loses_at_most_one_request_of_each_client(
+    tmp_path: Path, counted: Path, clients: int
+) -> None:
+    file, out = tmp_path / "killed.yaml", tmp_path / "out"
+    file.write_text(EMBEDDED.format(items=40, load=f"{{clients: {clients}}}"))
+    stop_in_mid_run(file, out, signal.SIGKILL)
     survived = {record.key: record for record in read_records(out)}
     assert 20 <= len(survived) < 240
+    assert 0 <= len(counted.read_bytes()) - WARMED - len(survived) <= clients
     assert main(["experiment", "run", str(file), "--out", str(out)]) == 0
     after = {record.key: record for record in read_records(out)}
     assert len(after) == 240
     assert all(after[key] == record for key, record in survived.items())
-    lines = records.read_bytes().splitlines()
+    lines = (out / RECORDS).read_bytes().splitlines()
     assert len(lines) - 240 <= 1  # the line that was cut, if one was
+
+
+def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path: Path, counted: Path) -> None:
+    file, out = tmp_path / "stopped.yaml", tmp_path / "out"
+    file.write_text(EMBEDDED.format(items=400, load="{clients: 2}"))
+    code, said = stop_in_mid_run(file, out, signal.SIGTERM)
+    assert (code, said.strip().splitlines()[-1]) == (130, "stopped")
+    lines = (out / RECORDS).read_bytes().splitlines()
+    assert 20 <= len(lines) == len(read_records(out)) < 2400
+    (learned,) = out.glob("latency-*.json")
+    assert json.loads(learned.read_text())
+
+
+def test_load_changes_latency_and_no_answer_of_the_embedded_pair(
+    tmp_path: Path, counted: Path
+) -> None:
+    answers = []
+    for number, load in enumerate(("{clients: 1}", "{clients: 4}", "{rate: 200}")):
+        file, out = tmp_path / f"{number}.yaml", tmp_path / f"out{number}"
+        file.write_text(EMBEDDED.format(items=8, load=load))
+        assert main(["experiment", "run", str(file), "--out", str(out)]) == 0
+        records = sorted(read_records(out), key=lambda record: record.started)
+        assert not any(record.error for record in records)
+        overlap = [a.started + a.seconds > b.started for a, b in pairwise(records)]
+        assert any(overlap) == (number > 0)
+        answers.append({record.key: record.text for record in records})
+    assert len(answers[0]) == 48
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_a_command_is_recorded_without_this_machines_folders(
+    run_small: Run, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["hybrid", "experiment", "run", str(folder / "a.yaml")])
+    assert read_about(run_small())["command"] == ["experiment", "run", "a.yaml"]
