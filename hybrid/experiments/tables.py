@@ -181,9 +181,9 @@ def _against(arm: str, found: Comparison, p_accuracy: float, p_latency: float) -
         ),
         "gained": str(found.fixes),
         "lost": str(found.harms),
-        "p": _p(p_accuracy),
+        "p (right)": _p(p_accuracy),
         "times as fast": f"{found.speedup:.2f} ({slow:.2f} to {fast:.2f})",
-        "p ": _p(p_latency),
+        "p (latency)": _p(p_latency),
     }
 
 
@@ -199,8 +199,8 @@ def _drafting(one: Summary) -> Row:
         "tokens a pass": _number(one.tokens_per_forward),
         "fixed": str(one.fixes) if drafts else _NONE,
         "harmed": str(one.harms) if drafts else _NONE,
-        "right before and after": str(one.kept_right) if drafts else _NONE,
-        "wrong before and after": str(one.kept_wrong) if drafts else _NONE,
+        "stayed right": str(one.kept_right) if drafts else _NONE,
+        "stayed wrong": str(one.kept_wrong) if drafts else _NONE,
     }
 
 
