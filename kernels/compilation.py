@@ -10,7 +10,6 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hybrid.kernels.launch import Launch
+from hybrid.kernels.machine_code import Loop, count_instructions, is_matrix, matrix_loops
 
 _POINTERS = {
     torch.bfloat16: "*bf16",
@@ -32,18 +32,14 @@ _POINTERS = {
     torch.int64: "*i64",
 }
 _ALIGNED = [["tt.divisibility", 16]]
-_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]*)", re.M)
-_LABEL = re.compile(r"^(\.L_x?_?\d+):")
-_BRANCH = re.compile(r"BRA\S*\s.*`\((\.L_x?_?\d+)\)")
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """What the assembler used, in bytes and registers a thread, and columns of tensor memory.
 
-    `matrix` is the matrix instruction that occurs most, "" without one; `loop` counts the
-    instructions of the smallest loop around one, `loop_loads` those among them that read global
-    memory and wait for it.
+    `matrix` is the matrix instruction that occurs most, "" without one; `loops` are all loops
+    around one, the smallest first.
     """
 
     registers: int
@@ -52,8 +48,12 @@ class Compiled:
     shared_memory: int
     tensor_memory: int
     matrix: str
-    loop: int
-    loop_loads: int
+    loops: tuple[Loop, ...]
+
+    @property
+    def waiting_loads(self) -> int:
+        """Loads that the innermost loop with most of them waits for."""
+        return max((loop.loads for loop in self.loops if not loop.encloses), default=0)
 
 
 def identity(launch: Launch) -> tuple[Any, ...]:
@@ -125,9 +125,8 @@ def _read(kernel: Any, tools: Path) -> Compiled:
     used = re.search(r"REG:(\d+)\s+STACK:(\d+)", usage)
     if used is None:
         raise RuntimeError(f"no resource usage in {usage[-200:]!r}")
-    counts = Counter(_INSTRUCTION.findall(code))
-    matrix = Counter({name: n for name, n in counts.items() if _is_matrix(name)})
-    loop = _inner_loop(code)
+    counts = count_instructions(code)
+    matrix = Counter({name: n for name, n in counts.items() if is_matrix(name)})
     return Compiled(
         registers=int(used[1]),
         stack=int(used[2]),
@@ -135,33 +134,10 @@ def _read(kernel: Any, tools: Path) -> Compiled:
         shared_memory=kernel.metadata.shared,
         tensor_memory=getattr(kernel.metadata, "tmem_size", None) or 0,
         matrix=matrix.most_common(1)[0][0] if matrix else "",
-        loop=sum(loop.values()),
-        loop_loads=sum(n for name, n in loop.items() if name.split(".")[0] == "LDG"),
+        loops=matrix_loops(code),
     )
 
 
 def _output(*command: str | Path) -> str:
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
-
-
-def _is_matrix(instruction: str) -> bool:
-    """HMMA, HGMMA, OMMA, UTCHMMA, ... but not what only mentions them, such as WARPGROUP."""
-    return "MMA" in instruction.split(".")[0]
-
-
-def _inner_loop(code: str) -> Mapping[str, int]:
-    """Instructions of the smallest loop with a matrix instruction, empty if there is none."""
-    lines = code.splitlines()
-    labels: dict[str, int] = {}
-    smallest: Counter[str] = Counter()
-    for number, line in enumerate(lines):
-        if label := _LABEL.match(line):
-            labels[label[1]] = number
-        branch = _BRANCH.search(line)
-        if branch is None or branch[1] not in labels:
-            continue
-        body = Counter(_INSTRUCTION.findall("\n".join(lines[labels[branch[1]] : number + 1])))
-        if any(map(_is_matrix, body)) and (not smallest or body.total() < smallest.total()):
-            smallest = body
-    return smallest

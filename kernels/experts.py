@@ -25,7 +25,7 @@ from hybrid.kernels.launch import (
     uses_triton,
 )
 from hybrid.kernels.native import NativeMatrix, dense_native, grouped_native
-from hybrid.kernels.nvfp4 import TILE_ROWS, PackedMatrix, dense, operand
+from hybrid.kernels.nvfp4 import TILE_COLUMNS, TILE_ROWS, PackedMatrix, dense, operand
 from hybrid.kernels.quantize import round_rows_torch
 
 
@@ -180,6 +180,7 @@ def _grouped(
         plan.rows,
         plan.count,
         output,
+        turns=-(-parts.columns // TILE_COLUMNS),
         N=parts.rows,
         K=parts.columns,
         TOP_K=chosen[1],

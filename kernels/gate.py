@@ -2,14 +2,15 @@
 
 Needs no GPU. Compiles what the operations launch at the real model's size, each launch in a process
 of its own because the compiler aborts on some mistakes, and fails on what costs a GPU its speed
-without changing a result: spilled registers, missing matrix instructions, loads that wait in the
-inner loop, or more instructions there than were recorded.
+without changing a result: spilled registers, missing matrix instructions, loads that wait in an
+inner loop, or more instructions in any loop around a matrix instruction than were recorded.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -68,10 +69,10 @@ class Finding:
     @property
     def instructions_per_weight(self) -> float | None:
         """Of the inner loop, for kernels that decode weights in it."""
-        if not (self.compiled and self.job.case.weights and self.compiled.loop):
+        if not (self.compiled and self.job.case.weights and self.compiled.loops):
             return None
         threads = 32 * self.job.launch.num_warps
-        return self.compiled.loop * threads / self.job.case.weights
+        return self.compiled.loops[0].instructions * threads / self.job.case.weights
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,7 +126,7 @@ def list_jobs(part: str, architectures: Sequence[int]) -> Iterator[Job]:
                     yield Job(case, launch, architecture, numbers[launch.kernel.__name__])
 
 
-def examine(job: Job, recorded: int | None) -> Finding:
+def examine(job: Job, recorded: Sequence[int] | None) -> Finding:
     """Compile in a process of its own, and judge."""
     started = time.perf_counter()
     outcome = _in_a_process(job)
@@ -135,8 +136,8 @@ def examine(job: Job, recorded: int | None) -> Finding:
     return Finding(job, outcome, tuple(judge(job, outcome, recorded)), seconds)
 
 
-def judge(job: Job, compiled: Compiled, recorded: int | None) -> Iterator[str]:
-    """What is wrong with the machine code."""
+def judge(job: Job, compiled: Compiled, recorded: Sequence[int] | None) -> Iterator[str]:
+    """What is wrong with the machine code; `recorded` are its loops' instructions."""
     if compiled.stack or compiled.spills:
         yield f"spills: {compiled.stack} bytes of stack, {compiled.spills} instructions"
     most = 1024 * _SHARED_MEMORY[job.architecture]
@@ -148,10 +149,15 @@ def judge(job: Job, compiled: Compiled, recorded: int | None) -> Iterator[str]:
         expected = job.case.matrix[job.architecture]
         if not compiled.matrix.startswith(expected):
             yield f"multiplies with {compiled.matrix or 'nothing'}, not {' or '.join(expected)}"
-        if compiled.loop_loads:
-            yield f"{compiled.loop_loads} loads in the inner loop wait for memory"
-    if recorded and compiled.loop > _TOLERANCE * recorded:
-        yield f"{compiled.loop} instructions in the inner loop, {recorded} were recorded"
+        if compiled.waiting_loads and not job.case.may_wait:
+            yield f"{compiled.waiting_loads} loads in an inner loop wait for memory"
+    if recorded is None:
+        return
+    if len(compiled.loops) != len(recorded):
+        yield f"{len(compiled.loops)} loops around matrix instructions, {len(recorded)} recorded"
+    for loop, before in zip(compiled.loops, recorded, strict=False):
+        if loop.instructions > _TOLERANCE * before:
+            yield f"{loop.instructions} instructions in a loop, {before} were recorded"
 
 
 def _in_a_process(job: Job) -> Compiled | str:
@@ -172,7 +178,7 @@ def _in_a_process(job: Job) -> Compiled | str:
     process.join()
     if answer is None:
         return f"the compiler aborted with exit code {process.exitcode}"
-    return Compiled(**answer) if isinstance(answer, dict) else str(answer)
+    return answer if isinstance(answer, Compiled) else str(answer)
 
 
 def _compile(job: Job, answer: Any) -> None:
@@ -180,7 +186,7 @@ def _compile(job: Job, answer: Any) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 2)
     try:
-        answer.send(asdict(compile_launch(job.launch, job.architecture)))
+        answer.send(compile_launch(job.launch, job.architecture))
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         answer.send(f"does not compile: {type(error).__name__}: {lines[-1][:200]}")
@@ -221,18 +227,21 @@ def _record(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _read_counts() -> dict[str, dict[str, int]]:
-    """Instruction counts by version of Triton and key."""
-    counts: dict[str, dict[str, int]] = json.loads(_COUNTS.read_text()) if _COUNTS.exists() else {}
-    return counts
+def _read_counts() -> dict[str, dict[str, list[int]]]:
+    """Instruction counts of all loops by version of Triton and key."""
+    return dict(json.loads(_COUNTS.read_text())) if _COUNTS.exists() else {}
 
 
 def _write_counts(version: str, findings: Sequence[Finding]) -> None:
-    """Keep the inner loops' instruction counts under this version of Triton."""
+    """Keep the loops' instruction counts under this version of Triton, a line a launch."""
     counts = _read_counts()
-    new = {f.job.key: f.compiled.loop for f in findings if f.compiled and f.compiled.loop}
-    counts[version] = {**counts.get(version, {}), **new}
-    _COUNTS.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n")
+    for finding in findings:
+        if finding.compiled and finding.compiled.loops:
+            sizes = [loop.instructions for loop in finding.compiled.loops]
+            counts.setdefault(version, {})[finding.job.key] = sizes
+    text = json.dumps(counts, indent=1, sort_keys=True)
+    text = re.sub(r"\[[^]]*\]", lambda sizes: str([*map(int, sizes[0][1:-1].split(","))]), text)
+    _COUNTS.write_text(text + "\n")
 
 
 if __name__ == "__main__":

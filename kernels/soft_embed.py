@@ -35,8 +35,10 @@ def soft_embed(
 
     ``log_sum_exp`` float32 [T] and ``tile_largest`` float32 [T, V / VOCABULARY_TILE] come from
     `head_sample`; without `tile_largest` nothing is skipped. ``embedding`` [V, H]; ``fixed_ids``
-    int32 [T] is a token where the row is certain of it and -1 elsewhere.
+    int32 [T] is a token where the row is certain of it and -1 elsewhere. ValueError for a
+    `skip_below` above half of 1 / V: a row that is sure of nothing would keep no tile.
     """
+    _check_skipping(skip_below, logits.shape[1])
     if not uses_triton(logits):
         return soft_embed_torch(
             logits, log_sum_exp, embedding, fixed_ids, scale, tile_largest, skip_below
@@ -99,6 +101,7 @@ def soft_embed_torch(
     skip_below: float,
 ) -> Tensor:
     """As `soft_embed`; sums in float32, or float64 if the logits are, rounded once at the end."""
+    _check_skipping(skip_below, logits.shape[1])
     dtype = torch.promote_types(logits.dtype, torch.float32)
     p = (logits.to(dtype) - log_sum_exp[:, None]).exp_()
     if tile_largest is not None:
@@ -109,6 +112,13 @@ def soft_embed_torch(
     expected = p.to(logits.dtype).to(dtype) @ table / total
     fixed = table[fixed_ids.clamp(min=0).long()]
     return (torch.where(fixed_ids[:, None] < 0, expected, fixed) * scale).to(logits.dtype)
+
+
+def _check_skipping(skip_below: float, vocabulary: int) -> None:
+    """A row's largest probability is at least 1 / V, which the factor two keeps apart from."""
+    if not 0 <= skip_below <= 0.5 / vocabulary:
+        allowed = f"0 to {0.5 / vocabulary:g}, half of 1 / {vocabulary}"
+        raise ValueError(f"skip_below {skip_below:g} may leave a row without any tile: {allowed}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ def grouped_product(
     rows,
     count,
     output,
+    turns,
     N: tl.constexpr,
     K: tl.constexpr,
     TOP_K: tl.constexpr,
@@ -72,6 +73,9 @@ def grouped_product(
 
     Programs walk over (tile, 128 weight rows), weight rows fastest: what runs at one time are all
     weights of a few experts, each read once, and the rows of `x` that they share.
+
+    `turns` is the number of steps over K, for plain weights: the assembler would unroll all 11 of
+    the second product's, from which the gate could not tell what waits in a step.
     """
     ROWS: tl.constexpr = 128
     num_n: tl.constexpr = (N + ROWS - 1) // ROWS
@@ -95,6 +99,7 @@ def grouped_product(
             expert_weight,
             expert_scales,
             first_row,
+            num_k if PACKED else turns,
             N,
             K,
             ROWS,

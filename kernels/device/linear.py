@@ -41,6 +41,7 @@ def linear_rows(
         weight,
         scales,
         first_row,
+        (K + BLOCK_K - 1) // BLOCK_K,
         N,
         K,
         ROWS,

@@ -22,6 +22,7 @@ def multiply(
     weight,
     scales,
     first_row,
+    turns,
     N: tl.constexpr,
     K: tl.constexpr,
     ROWS: tl.constexpr,
@@ -33,11 +34,12 @@ def multiply(
     """float32 [ROWS, BLOCK_M]: weight rows from `first_row` on times the rows of `x`.
 
     ``x_rows`` [BLOCK_M] are pointers; rows under a false mask count as zero. Weight rows beyond N
-    repeat the last one. What packed weights give still lacks their factors, see `restore`.
+    repeat the last one. `turns` times BLOCK_K columns make K, rounded up. What packed weights give
+    still lacks their factors, see `restore`.
     """
     rows, scale_rows = weight_rows(weight, scales, first_row, N, K, ROWS, PACKED)
     acc = tl.zeros((ROWS, BLOCK_M), tl.float32)
-    for step in tl.range(0, (K + BLOCK_K - 1) // BLOCK_K):
+    for step in tl.range(0, turns):
         x = activation_tile(x_rows, x_mask, step, K, BLOCK_K)
         tile = weight_tile(rows, scale_rows, step, K, ROWS, BLOCK_K, PACKED, ASSEMBLY)
         acc = tl.dot(tile, x.T, acc)

@@ -35,6 +35,22 @@ def waits(a, b, c, stride, K: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
+def twice(a, b, c, stride, K: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """A short loop that is well, and a longer one that waits."""
+    m, n, k = tl.arange(0, M), tl.arange(0, N), tl.arange(0, 64)
+    total = tl.zeros((M, N), tl.float32)
+    for start in range(0, K, 64):
+        x = tl.load(a + m[:, None] * K + start + k[None, :])
+        y = tl.load(b + n[None, :] * K + start + k[:, None])
+        total = tl.dot(x, y, total)
+    for start in range(0, K, 64):
+        x = tl.load(a + (m[:, None] * stride + start + k[None, :]) * stride)
+        y = tl.load(b + n[None, :] * K + start + k[:, None])
+        total = tl.dot(x, y, total)
+    tl.store(c + m[:, None] * N + n[None, :], total)
+
+
+@triton.jit
 def sums(a, b, c, K: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
     m, k = tl.arange(0, M), tl.arange(0, K)
     tl.store(c + m, tl.sum(tl.load(a + m[:, None] * K + k[None, :]).to(tl.float32), 1))
@@ -52,7 +68,7 @@ def run(kernel, m: int, n: int, **numbers: int) -> None:
 
 
 def problems(
-    kernel, m: int, n: int, num_warps: int = 4, recorded: int | None = None, **numbers: int
+    kernel, m: int, n: int, num_warps: int = 4, recorded: list[int] | None = None, **numbers: int
 ):
     """What the gate says of one launch."""
     call = partial(run, kernel, m, n, **numbers)
@@ -66,9 +82,11 @@ def problems(
 if __name__ == "__main__":
     found = {
         "fine": problems(fine, 64, 64),
-        "longer than recorded": problems(fine, 64, 64, recorded=5),
+        "longer than recorded": problems(fine, 64, 64, recorded=[5]),
         "spills": problems(fine, 256, 256),
         "waits": problems(waits, 64, 64, stride=3),
+        "waits in its second loop": problems(twice, 64, 64, stride=3),
+        "longer in its second loop": problems(twice, 64, 64, stride=3, recorded=[1000, 5]),
         "no matrix instruction": problems(sums, 64, 64),
         "does not compile": problems(broken, 64, 32),
     }

@@ -15,9 +15,11 @@ from hybrid.kernels.compilation import Compiled
 from hybrid.kernels.gate import Job, judge
 from hybrid.kernels.gate_cases import Case
 from hybrid.kernels.launch import Launch
+from hybrid.kernels.machine_code import Loop
 
 ROOT = Path(__file__).parents[2]
-GOOD = Compiled(200, 0, 0, 100_000, 512, "HGMMA.64", 400, 0)
+INNER, OUTER = Loop(400, 0, encloses=False), Loop(900, 12, encloses=True)
+GOOD = Compiled(200, 0, 0, 100_000, 512, "HGMMA.64", (INNER, OUTER))
 
 
 def compiling(*command: str) -> subprocess.CompletedProcess[str]:
@@ -47,6 +49,8 @@ def test_mistakes_are_found_in_real_machine_code() -> None:
         "longer than recorded": "were recorded",
         "spills": "spills",
         "waits": "wait for memory",
+        "waits in its second loop": "wait for memory",
+        "longer in its second loop": "were recorded",
         "no matrix instruction": "multiplies with nothing",
         "does not compile": "does not compile",
     }
@@ -74,24 +78,30 @@ def job(architecture: int = 90) -> Job:
         ({"tensor_memory": 576, "matrix": "UTCHMMA"}, 100, "tensor memory"),
         ({"matrix": ""}, 90, "multiplies with nothing, not HGMMA"),
         ({"matrix": "HMMA.16816"}, 90, "multiplies with HMMA.16816, not HGMMA"),
-        ({"loop_loads": 2}, 90, "2 loads"),
-        ({"loop": 441}, 90, "441 instructions in the inner loop, 400 were recorded"),
+        ({"loops": (replace(INNER, loads=2), OUTER)}, 90, "2 loads in an inner loop wait"),
+        ({"loops": (INNER, replace(OUTER, encloses=False))}, 90, "12 loads in an inner loop wait"),
+        ({"loops": (replace(INNER, instructions=441), OUTER)}, 90, "441 instructions in a loop, 4"),
+        ({"loops": (INNER, replace(OUTER, instructions=991))}, 90, "991 instructions in a loop, 9"),
+        ({"loops": (INNER,)}, 90, "1 loops around matrix instructions, 2 recorded"),
     ],
 )
 def test_what_is_judged_a_problem(changes: dict[str, Any], architecture: int, words: str) -> None:
-    (problem,) = judge(job(architecture), replace(GOOD, **changes), 400)
+    (problem,) = judge(job(architecture), replace(GOOD, **changes), [400, 900])
     assert words in problem
 
 
 def test_what_is_judged_good() -> None:
-    assert list(judge(job(), GOOD, 400)) == []
-    assert list(judge(job(), replace(GOOD, loop=440), 400)) == []
-    assert list(judge(job(), replace(GOOD, loop=4000), None)) == []
+    assert list(judge(job(), GOOD, [400, 900])) == []
+    assert list(judge(job(), GOOD, [364, 819])) == []
+    assert list(judge(job(), GOOD, None)) == []
+    waiting = replace(GOOD, loops=(replace(INNER, loads=2), OUTER))
+    may_wait = replace(job(), case=replace(job().case, may_wait=True))
+    assert list(judge(may_wait, waiting, [400, 900])) == []
 
 
 def test_only_kernels_that_multiply_must_have_matrix_instructions() -> None:
     other = Job(job().case, Launch(named("merge"), (1,), {}, 4, 3), 90)
-    assert list(judge(other, replace(GOOD, matrix="", loop=0, loop_loads=3), None)) == []
+    assert list(judge(other, replace(GOOD, matrix="", loops=()), None)) == []
 
 
 def test_launches_of_one_kernel_in_one_case_are_told_apart() -> None:

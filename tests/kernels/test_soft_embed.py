@@ -60,6 +60,17 @@ def test_a_tile_without_weight_counts_as_zero_for_its_row_alone() -> None:
     torch.testing.assert_close(soft_embed_torch(*arguments, 0.0), full, rtol=1e-6, atol=1e-6)
 
 
+def test_a_row_that_is_sure_of_nothing_keeps_all_tiles() -> None:
+    logits, embedding = torch.zeros(3, VOCABULARY).double(), drawn(VOCABULARY, 7)
+    tiles = torch.zeros(3, -(-VOCABULARY // VOCABULARY_TILE))
+    arguments = (logits, logits.logsumexp(-1), embedding, FREE, 1.0, tiles)
+    expected = embedding.mean(0).expand(3, -1)
+    torch.testing.assert_close(soft_embed_torch(*arguments, 0.5 / VOCABULARY), expected)
+    for operation in (soft_embed, soft_embed_torch):
+        with pytest.raises(ValueError, match="may leave a row without any tile"):
+            operation(*arguments, 1 / VOCABULARY)
+
+
 def check_kernel(tokens: int, vocabulary: int, hidden_size: int, device: str) -> None:
     """Against float64 sums of the same rounded logits."""
     hidden = drawn(tokens, 24).bfloat16() * 3
@@ -71,7 +82,7 @@ def check_kernel(tokens: int, vocabulary: int, hidden_size: int, device: str) ->
     fixed[1::3] = torch.arange(len(fixed[1::3]), dtype=torch.int32) % vocabulary
     logits, normaliser = sampled.logits.to(device), sampled.log_sum_exp.to(device)
     tiles, fixed = sampled.tile_largest.to(device), fixed.to(device)
-    for largest, skip_below in ((None, 0.0), (tiles, 0.0), (tiles, 1e-3)):
+    for largest, skip_below in ((None, 0.0), (tiles, 0.0), (tiles, 0.5 / vocabulary)):
         arguments = fixed, 5.0, largest, skip_below
         actual = soft_embed(logits, normaliser, embedding, *arguments)
         exact = soft_embed_torch(logits.double(), normaliser, embedding.double(), *arguments)
