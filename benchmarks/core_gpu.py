@@ -36,8 +36,9 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed can be measure
 # ruff: noqa: E402
 from hybrid.engine.canvases import FREE, Canvases, Start
 from hybrid.engine.model import EngineModel
+from hybrid.engine.random_weights import random_weights
 from hybrid.engine.rooms import Rooms
-from hybrid.engine.weights import EngineWeights, LayerWeights, Matrix, random_weights
+from hybrid.engine.weights import EngineWeights, LayerWeights, Matrix
 from hybrid.gemma.cache import Cache
 from hybrid.gemma.config import GemmaConfig, LayerConfig
 from hybrid.kernels.attention import cached_attention

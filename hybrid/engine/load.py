@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hybrid.engine.memory import require_memory
 from hybrid.engine.model import EngineModel
-from hybrid.engine.weights import read_weights
+from hybrid.engine.reading import read_weights
 from hybrid.errors import CapabilityError
 from hybrid.gemma.checkpoint import Checkpoint
 from hybrid.gemma.config import GemmaConfig

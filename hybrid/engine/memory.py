@@ -15,7 +15,7 @@ from hybrid.gemma.cache import LEAST_SPARE, slots_by_kind
 from hybrid.gemma.checkpoint import Checkpoint
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.quantized import ACTIVATION_SCALES
-from hybrid.gemma.weights import TOWERS
+from hybrid.gemma.reader import TOWERS
 from hybrid.kernels.nvfp4 import BLOCK, TILE_COLUMNS, TILE_ROWS
 
 USUAL_CONTEXT = 4096
@@ -74,7 +74,7 @@ def require_memory(
 
 
 def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    """Bytes of the weights as `hybrid.engine.weights` lays them out."""
+    """Bytes of the weights as `hybrid.engine.reading` lays them out."""
     total = 0
     for name in checkpoint.names:
         if name.startswith(TOWERS) or name.endswith((*ACTIVATION_SCALES, *_SCALES)):

@@ -5,14 +5,14 @@ not ask for is a mistake, unless it belongs to a tower that is knowingly left ou
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from hybrid.errors import CheckpointError
-from hybrid.gemma.tensor_file import DTYPES, Entry, TensorFile
+from hybrid.gemma.tensor_file import DTYPES, Entry, TensorFile, stored_bytes
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INDEX = "model.safetensors.index.json"
@@ -80,11 +80,18 @@ class Checkpoint:
     ) -> Tensor:
         """The tensor as stored, after checking it as `check` does."""
         self.check(name, shape, dtypes)
-        return self.read_part(name)
+        return self._shards[self._files[name]].read(name)
 
-    def read_part(self, name: str, part: slice | None = None) -> Tensor:
-        """The tensor, or those indices of its first dimension, with no check but that it exists."""
-        return self._shards[self._files[name]].read(name, part)
+    def pieces(self, name: str, most: int) -> Iterator[tuple[slice, Tensor]]:
+        """A checked tensor along its first dimension: where each part goes, and the part.
+
+        A part has at most `most` bytes, or one index.
+        """
+        dtype, shape = self.describe(name)
+        step = max(1, most // max(1, stored_bytes(dtype, shape[1:])))
+        for start in range(0, shape[0], step):
+            part = slice(start, min(start + step, shape[0]))
+            yield part, self._shards[self._files[name]].read(name, part)
 
     def skip(self, prefixes: Sequence[str], suffixes: Sequence[str] = ()) -> tuple[str, ...]:
         """Leave out the unread tensors so called; returns their names."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from hybrid.gemma.checkpoint import FLOATS, Checkpoint
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.quantized import ACTIVATION_SCALES, MatrixReader, read_convention
-from hybrid.gemma.weights import TOWERS
+from hybrid.gemma.reader import TOWERS
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 _LAYER_NORMS = (

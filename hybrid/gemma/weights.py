@@ -12,18 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hybrid.gemma.checkpoint import FLOATS, Checkpoint
-from hybrid.gemma.config import GemmaConfig, LayerConfig
-from hybrid.gemma.quantized import ACTIVATION_SCALES, MatrixReader, read_convention
+from hybrid.gemma.checkpoint import Checkpoint
+from hybrid.gemma.config import GemmaConfig
+from hybrid.gemma.reader import StackReader
 
 # Running a few experts on all of few tokens beats gathering for each: one multiplication, not many.
 FEW_EXPERTS = 8
-# Of other kinds of input; hybrid is about text.
-TOWERS = tuple(
-    f"model.{side}{tower}."
-    for tower in ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
-    for side in ("", "encoder.")
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,24 +106,11 @@ def read_weights(
         reader.vector("norm"),
         reader.self_conditioning() if diffusion else None,
     )
-    skipped = checkpoint.skip(TOWERS, ACTIVATION_SCALES)
-    checkpoint.refuse_unread()
-    return GemmaWeights(*weights, skipped=skipped)
+    return GemmaWeights(*weights, skipped=reader.skipped())
 
 
-class _Reader:
-    """Reads by the names inside a stack; `cast` moves a finished tensor to its device and dtype."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        config: GemmaConfig,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self.checkpoint, self.config = checkpoint, config
-        self.device, self.dtype = device, dtype
-        self.matrices = MatrixReader(checkpoint, read_convention(checkpoint.directory))
+class _Reader(StackReader):
+    """Computes in float32; `cast` moves a finished tensor to its device and dtype."""
 
     def cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype).contiguous()
@@ -145,7 +126,7 @@ class _Reader:
         return cast.t().contiguous().t() if widens and self.device.type == "cpu" else cast
 
     def raw(self, name: str, shape: Sequence[int]) -> Tensor:
-        return self.checkpoint.read(self.config.tensor_prefix + name, shape, FLOATS).float()
+        return self.stored(name, shape).float()
 
     def vector(self, name: str, shape: Sequence[int] = ()) -> Tensor:
         return self.cast(self.raw(f"{name}.weight", shape or (self.config.hidden_size,)))
@@ -154,37 +135,25 @@ class _Reader:
         return self.raw(f"{name}.weight", (size or self.config.hidden_size,))
 
     def matrix(self, name: str, rows: int, columns: int) -> Tensor:
-        return self.matrices.read(self.config.tensor_prefix + name, (rows, columns)).to(
-            torch.float32
-        )
+        return self.matrices.read(self.named(name), (rows, columns)).float()
 
     def layer(self, index: int) -> LayerWeights:
-        prefix = f"layers.{index}."
-        denoise_scalar = self.raw(f"{prefix}layer_scalar", (1,)).item()
-        encode_scalar = denoise_scalar
-        if self.config.architecture == "diffusion_gemma":
-            name = f"model.encoder.language_model.{prefix}layer_scalar"
-            encode_scalar = self.checkpoint.read(name, (1,), FLOATS).float().item()
-        return LayerWeights(
-            self.attention(prefix, self.config.layers[index]),
-            self.feed_forward(prefix),
-            encode_scalar,
-            denoise_scalar,
-        )
+        attention, feed_forward = self.attention(index), self.feed_forward(f"layers.{index}.")
+        return LayerWeights(attention, feed_forward, *self.scalars(index))
 
-    def attention(self, prefix: str, layer: LayerConfig) -> AttentionWeights:
-        hidden, head_dim = self.config.hidden_size, layer.head_dim
-        num_heads, num_kv_heads = self.config.num_attention_heads, layer.num_key_value_heads
-        name = f"{prefix}self_attn."
-        projections = [("q_proj", num_heads), ("k_proj", num_kv_heads)]
-        if not layer.key_is_value:
-            projections.append(("v_proj", num_kv_heads))
+    def attention(self, index: int) -> AttentionWeights:
+        hidden, layer = self.config.hidden_size, self.config.layers[index]
+        head_dim, prefix = layer.head_dim, f"layers.{index}."
+        num_heads, name = self.config.num_attention_heads, f"{prefix}self_attn."
         stacked = torch.cat(
-            [self.matrix(name + part, heads * head_dim, hidden) for part, heads in projections]
+            [
+                self.matrix(projection, heads * head_dim, hidden)
+                for projection, heads in self.projections(index)
+            ]
         )
         head_norm = (
             self.norm(f"{name}q_norm", head_dim).expand(num_heads, -1),
-            self.norm(f"{name}k_norm", head_dim).expand(num_kv_heads, -1),
+            self.norm(f"{name}k_norm", head_dim).expand(layer.num_key_value_heads, -1),
         )
         return AttentionWeights(
             self.multiplied(stacked * self.norm(f"{prefix}input_layernorm")),
@@ -237,7 +206,7 @@ class _Reader:
         gate_up = torch.empty(num_experts, 2 * intermediate, hidden)
         down = torch.empty(num_experts, hidden, intermediate)
         fused = f"{prefix}experts.gate_up_proj"
-        if self.config.tensor_prefix + fused in self.checkpoint:
+        if self.named(fused) in self.checkpoint:
             gate_up.copy_(self.raw(fused, gate_up.shape))
             down.copy_(self.raw(f"{prefix}experts.down_proj", down.shape))
         else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hybrid.engine.canvases import FREE, Canvases, Start
 from hybrid.engine.model import EngineModel
-from hybrid.engine.weights import random_weights
+from hybrid.engine.random_weights import random_weights
 from hybrid.gemma.config import GemmaConfig, LayerConfig
 from hybrid.kernels.launch import interpreted
 from hybrid.kernels.native import NativeMatrix, native_matrix

@@ -24,7 +24,9 @@ def text_config(is_drafter: bool, per_layer: bool) -> dict[str, Any]:
     config: dict[str, Any] = {
         "hidden_size": HIDDEN,
         "num_hidden_layers": LAYERS,
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 5,
+        "layer_types": [
+            "full_attention" if layer in FULL else "sliding_attention" for layer in range(LAYERS)
+        ],
         "num_attention_heads": 16,
         "head_dim": 256,
         "num_key_value_heads": 8,
@@ -156,6 +158,14 @@ def write_holes(file: Path, header: Header) -> None:
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.truncate(8 + len(text) + end)
+
+
+def write_ones(file: Path, header: Header) -> None:
+    """Make ones of the float32 numbers, which come first: every last factor."""
+    count = sum(math.prod(shape) for dtype, shape in header.values() if dtype == "F32")
+    with file.open("r+b") as stream:
+        stream.seek(8 + int.from_bytes(stream.read(8), "little"))
+        stream.write(b"\0\0\x80\x3f" * count)
 
 
 def shards(header: Header, count: int) -> Iterator[Header]:
