@@ -27,8 +27,8 @@ from hybrid.kernels.nvfp4 import (
 )
 from hybrid.kernels.quantize import quantize_rows
 
-# The B200 and the B300, the RTX 5090 and the GB10.
-NATIVE_ARCHITECTURES = (100, 103, 120, 121)
+# The B200, the B300 and the RTX 5090. Triton 3.6 and 3.7 do not compile native products for 121.
+NATIVE_ARCHITECTURES = (100, 103, 120)
 
 
 @dataclass(frozen=True, slots=True)
