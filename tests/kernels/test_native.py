@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from hybrid.kernels import nvfp4
+from hybrid.kernels import native, nvfp4
 from hybrid.kernels.experts import experts, experts_torch
 from hybrid.kernels.linear import linear, linear_gated, linear_gated_torch, linear_torch
 from hybrid.kernels.native import NativeMatrix, dense_native, native_matrix, unpack_native
@@ -51,15 +51,15 @@ def test_conversion_keeps_every_bit(matrices: int, rows: int, columns: int) -> N
     scales = torch.randint(127, (matrices, rows, columns // 16), generator=generator).byte()
     factors = torch.rand(matrices, rows, generator=generator)
     packed = nvfp4.pack_matrix(codes, scales.view(torch.float8_e4m3fn), factors)
-    native = native_matrix(packed)
-    assert (native.rows, native.columns) == (rows, columns)
-    assert native.codes.shape == (*packed.words.shape[:-1], 32)
-    assert native.scales.shape == packed.scales.shape
-    assert native.codes.nbytes == packed.words.nbytes
-    for found, expected in zip(unpack_native(native), nvfp4.unpack_matrix(packed), strict=True):
+    matrix = native_matrix(packed)
+    assert (matrix.rows, matrix.columns) == (rows, columns)
+    assert matrix.codes.shape == (*packed.words.shape[:-1], 32)
+    assert matrix.scales.shape == packed.scales.shape
+    assert matrix.nbytes == packed.nbytes
+    for found, expected in zip(unpack_native(matrix), nvfp4.unpack_matrix(packed), strict=True):
         assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
-    assert torch.equal(dense_native(native, torch.float64), nvfp4.dense(packed, torch.float64))
-    again = nvfp4.pack_matrix(*unpack_native(native))
+    assert torch.equal(dense_native(matrix, torch.float64), nvfp4.dense(packed, torch.float64))
+    again = nvfp4.pack_matrix(*unpack_native(matrix))
     assert torch.equal(again.words, packed.words)
 
 
@@ -88,17 +88,25 @@ def test_the_reference_is_rounded_rows_times_decoded_weights() -> None:
     torch.testing.assert_close(linear_gated_torch(x, matrix), gated, rtol=1e-6, atol=1e-6)
 
 
+@pytest.fixture(params=[100, 120])
+def kernels(
+    interpreted: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels with the settings of a B200 and of an RTX 5090."""
+    monkeypatch.setattr(native, "architecture", lambda device: request.param)
+
+
 SHAPES = [(1, 64, 64), (16, 200, 80), (20, 130, 192), (40, 128, 320), (70, 32, 48)]
 
 
 @pytest.mark.parametrize(("tokens", "rows", "columns"), SHAPES)
-def test_linear(interpreted: None, tokens: int, rows: int, columns: int) -> None:
+def test_linear(kernels: None, tokens: int, rows: int, columns: int) -> None:
     matrix, x = random_matrix(1, rows, columns), random_rows(tokens, columns)
     assert_near(linear(x, matrix), linear_torch(x.double(), matrix))
 
 
 @pytest.mark.parametrize(("tokens", "rows", "columns"), SHAPES)
-def test_gated(interpreted: None, tokens: int, rows: int, columns: int) -> None:
+def test_gated(kernels: None, tokens: int, rows: int, columns: int) -> None:
     matrix, x = random_matrix(1, rows, columns), random_rows(tokens, columns)
     assert_near(linear_gated(x, matrix), linear_gated_torch(x.double(), matrix))
 
@@ -143,7 +151,7 @@ def _exactly(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     ],
 )
 def test_experts(
-    interpreted: None,
+    kernels: None,
     kind: str,
     tokens: int,
     num_experts: int,
