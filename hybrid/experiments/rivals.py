@@ -92,9 +92,9 @@ class Rival:
         if not fixes + harms:
             alike = f"both are wrong on the same {wrong}" if wrong else "neither is ever wrong"
             return f"as good: {alike} of {items} prompts"
-        said = f"not told apart: {fixes} prompts gained and {harms} lost{self._losses}"
+        said = f"not told apart: prompts gained {fixes}, lost {harms}{self._losses}"
         if mcnemar(wrong, 0) > 1 - LEVEL:
-            return f"{said}; the preset is wrong on {wrong} of {items}, too few to be beaten by"
+            return f"{said}; the preset is wrong on {wrong} of {items}, too few to be beaten on"
         least = 100 * detectable_difference(items)
         return f"{said}; {items} prompts show differences from about {least:.0f} points"
 

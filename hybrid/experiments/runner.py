@@ -11,10 +11,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from hybrid.backends import Models, load_models
@@ -166,36 +167,42 @@ def run_cells(
     for cell in {cell.arm.digest: cell for cell in cells}.values():
         answer(bench.pipeline(cell.arm), cell)
     stop, writing = threading.Event(), threading.Lock()
+    # Python's own waiting for futures may be interrupted with a lock held that workers then need
+    finished: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def work(cell: Cell) -> None:
-        record = answer(bench.pipeline(cell.arm), cell, stop)
-        with writing:
-            if not stop.is_set():
-                recorder.add(record)
-                done(record)
+        try:
+            record = answer(bench.pipeline(cell.arm), cell, stop)
+            with writing:
+                if not stop.is_set():
+                    recorder.add(record)
+                    done(record)
+        except BaseException as error:  # raised again by the thread that waits
+            finished.put(error)
+        else:
+            finished.put(None)
 
     workers = load.clients if load.rate is None else _MOST_AT_ONCE
     pool = ThreadPoolExecutor(workers, "hybrid-experiment")
-    waiting: set[Future[None]] = set()
+    in_flight = 0
     try:
         for cell in _arrivals(cells, load):
-            waiting.add(pool.submit(work, cell))
-            if len(waiting) >= 2 * workers:
-                waiting = _finish_some(waiting)
-        while waiting:
-            waiting = _finish_some(waiting)
+            pool.submit(work, cell)
+            in_flight += 1
+            if in_flight >= 2 * workers:
+                _raise(finished.get())
+                in_flight -= 1
+        for _ in range(in_flight):
+            _raise(finished.get())
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
         bench.save()
 
 
-def _finish_some(waiting: set[Future[None]]) -> set[Future[None]]:
-    """Wait for one at least; what it raised is raised here."""
-    finished, unfinished = wait(waiting, return_when=FIRST_COMPLETED)
-    for future in finished:
-        future.result()
-    return unfinished
+def _raise(error: BaseException | None) -> None:
+    if error is not None:
+        raise error
 
 
 def answer(pipeline: Pipeline, cell: Cell, cancelled: threading.Event | None = None) -> Record:

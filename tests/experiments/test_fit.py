@@ -104,7 +104,7 @@ def test_the_budget_is_of_the_highest_expected_accuracy_within_the_limit_then_of
             "both are wrong on the same 2 of 100",
         ),
         ([1.0] * 98 + [0.0] * 2, [1.0] * 97 + [0.0] * 3, 1.0, "wrong on 3 of 100, too few to be"),
-        ([1.0] * 71 + [0.0] * 29, [1.0] * 70 + [0.0] * 30, 1.0, "1 prompts gained and 0 lost; 100"),
+        ([1.0] * 71 + [0.0] * 29, [1.0] * 70 + [0.0] * 30, 1.0, "prompts gained 1, lost 0; 100"),
     ],
 )
 def test_the_verdict_says_why_the_fitted_policy_is_not_better(

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,12 +34,26 @@ output_type: generate_until
 doc_to_target: "{{answer}}"
 generation_kwargs: {until: ["\\n"], max_gen_toks: 16}
 """
+HOOK = "process_docs: !function hybrid.experiments.harness.documents\n"
 CHOSEN = """
 output_type: multiple_choice
 doc_to_target: 0
 doc_to_choice: "{{[answer|string, wrong|string]}}"
 target_delimiter: ""
 """
+
+
+def write_tasks(folder: Path) -> tuple[Path, Path]:
+    """Sums, to be written and to be chosen: the files of two tasks."""
+    lines = [
+        {"prompt": i.prompt, "answer": i.answer, "wrong": str(int(i.answer) + 1)}
+        for i in evaluation_set("add", 6)
+    ]
+    file, written, chosen = (folder / name for name in ("add.jsonl", "add.yaml", "choice.yaml"))
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    written.write_text(TASK.format(name="our_add", file=file, metric="exact_match") + WRITTEN)
+    chosen.write_text(TASK.format(name="our_choice", file=file, metric="acc") + CHOSEN)
+    return written, chosen
 
 
 @pytest.mark.slow
@@ -47,16 +63,7 @@ def test_a_local_task_is_run(
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    lines = [
-        {"prompt": i.prompt, "answer": i.answer, "wrong": str(int(i.answer) + 1)}
-        for i in evaluation_set("add", 6)
-    ]
-    file = tmp_path / "add.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    head = TASK.format(name="our_add", file=file, metric="exact_match")
-    (tmp_path / "add.yaml").write_text(head + WRITTEN)
-    head = TASK.format(name="our_choice", file=file, metric="acc")
-    (tmp_path / "choice.yaml").write_text(head + CHOSEN)
+    write_tasks(tmp_path)
     rows = tmp_path / "rows.jsonl"
     arguments = f"policy=balanced,out={rows}"
     command = ["run", "--model", "hybrid", "--model_args", arguments]
@@ -67,3 +74,35 @@ def test_a_local_task_is_run(
     recorded = [json.loads(line) for line in rows.read_text().splitlines()]
     assert sorted(row["doc_id"] for row in recorded) == [*range(6)]
     assert all(row["seconds"] > 0 and row["plan"] for row in recorded)
+
+
+@pytest.mark.slow
+def test_the_harness_knows_the_model_in_python_and_by_its_own_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    written, _ = write_tasks(tmp_path)
+    written.write_text(written.read_text() + HOOK)
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hybrid"]
+    shown = subprocess.run(
+        [*command, "--model_args", "policy=balanced", "--tasks", str(written)],
+        capture_output=True,
+        text=True,
+    )
+    assert re.search(r"\|our_add *\|.*\|↑ *\| *1\|", shown.stdout), shown.stderr[-2000:]
+
+    from lm_eval.tasks import TaskManager
+
+    import hybrid.experiments.harness
+
+    assert hybrid.experiments.harness
+    found = lm_eval.simple_evaluate(
+        model="hybrid",
+        model_args="policy=balanced",
+        tasks=["our_add", "our_choice"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+    )
+    assert found["results"]["our_add"]["exact_match,none"] == 1
+    assert found["results"]["our_choice"]["acc,none"] == 1
