@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from hybrid.deadline import Deadline
 from hybrid.drafters.denoise import DenoisingModel, Row
 from hybrid.drafters.device import denoiser_of
 from hybrid.drafters.noise import Draw, Noise
@@ -68,7 +69,7 @@ class DraftBatch:
         self._denoiser = denoiser_of(model, self._cache, noise, slots)
         self._free = list(range(slots - 1, -1, -1))
         self._rows: dict[int, _Work] = {}
-        self._step_s = 0.0  # of all rows, the last time
+        self._row_s = 0.0  # of the last step, or of reading prompts before there is one
         self.capacity = capacity
 
     @property
@@ -80,6 +81,10 @@ class DraftBatch:
     def free(self) -> int:
         """Rows that could be admitted now."""
         return len(self._free)
+
+    def is_urgent(self, deadline: Deadline, joining: int = 0) -> bool:
+        """Whether a deadline cannot wait for a step of all rows, with those `joining`."""
+        return deadline.remaining_s < 2 * (len(self._rows) + joining) * self._row_s
 
     def admit(self, assignments: Sequence[Assignment]) -> list[int]:
         """Read the prompts, in one pass, and start a row for each; the rows' numbers.
@@ -94,6 +99,7 @@ class DraftBatch:
             jobs = [assignment.job for assignment in assignments]
             hidden = self._read([assignment.prompt for assignment in assignments], numbers, jobs)
             seconds = time.perf_counter() - started
+            self._row_s = self._row_s or seconds / len(numbers)
             canvases = self._random_canvases([Draw(job.seed, canvas=0, step=0) for job in jobs])
             for number, assignment, states, canvas_ids in zip(
                 numbers, assignments, hidden, canvases, strict=True
@@ -121,7 +127,7 @@ class DraftBatch:
             known = self._denoiser.step([work.row for work in active.values()])
             seconds = time.perf_counter() - started
             if active is self._rows:
-                self._step_s = seconds
+                self._row_s = seconds / len(active)
             ended: dict[int, Draft | Exception] = {}
             for number, work in active.items():
                 work.denoise_s += seconds
@@ -149,7 +155,7 @@ class DraftBatch:
         return {
             number: work
             for number, work in self._rows.items()
-            if work.row.job.deadline.remaining_s < 2 * self._step_s
+            if self.is_urgent(work.row.job.deadline)
         }
 
     def _read(

@@ -145,13 +145,22 @@ class SharedDrafter:
         return batch
 
     def _newcomers(self, batch: DraftBatch) -> list[_Ticket]:
-        """Who joins now: the first in line, as many as there are free rows."""
+        """Who joins now: the first in line, as many as there are free rows.
+
+        Those in a hurry do not wait until all others' prompts are read.
+        """
         newcomers: list[_Ticket] = []
+        has_urgent = False
         with self._changed:
             most = min(batch.free, -(-len(self._waiting) // self._threads))
             while self._waiting and len(newcomers) < most:
-                if self._waiting[0].prepared.room > batch.capacity:
+                prepared = self._waiting[0].prepared
+                if prepared.room > batch.capacity:
                     break  # it gets a larger batch once this one is empty
+                is_urgent = batch.is_urgent(prepared.job.deadline, joining=most)
+                if has_urgent and not is_urgent:
+                    break
+                has_urgent |= is_urgent
                 ticket = heapq.heappop(self._waiting)
                 ticket.admitted = True
                 if not ticket.abandoned:

@@ -114,6 +114,10 @@ class DraftBatch(Protocol):
         """Most tokens of a row, prompt and answer together."""
         ...
 
+    def is_urgent(self, deadline: Deadline, joining: int = 0) -> bool:
+        """Whether a deadline cannot wait for a step of all rows, with those `joining`."""
+        ...
+
     def admit(self, assignments: Sequence[Any]) -> list[int]:
         """Start a row for each prepared job; the rows' numbers."""
         ...

@@ -161,8 +161,7 @@ class GemmaSession:
     ) -> tuple[tuple[int, ...], FinishReason]:
         """See `RefinerSession.write`."""
         room = self.max_answer_tokens - self.answer_tokens - len(token_ids)
-        with self._threads:
-            return self._write(token_ids, min(max_new_tokens, room), until, Source(source))
+        return self._write(token_ids, min(max_new_tokens, room), until, Source(source))
 
     def _write(
         self, token_ids: Sequence[int], limit: int, until: Until | None, source: Source
@@ -175,11 +174,12 @@ class GemmaSession:
                 return tuple(written), "budget"
             proposed = source.propose(limit - len(written) - 1)
             first = self.answer_tokens + len(unread)
-            if unread or proposed or not len(self._states):
-                self._read((*unread, *proposed))
-            logits = self._model.logits(self._states[first:])
+            with self._threads:
+                if unread or proposed or not len(self._states):
+                    self._read((*unread, *proposed))
+                choices = self._choose(self._model.logits(self._states[first:]), first)
             before = len(written)
-            reason = self._take(written, self._choose(logits, first), proposed, limit, until)
+            reason = self._take(written, choices, proposed, limit, until)
             self.rewind(first + len(written) - before - 1)
             if reason:
                 return tuple(written), reason

@@ -1,6 +1,7 @@
 """`Hybrid` and `AsyncHybrid` over scripted models."""
 
 import asyncio
+import gc
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -176,6 +177,15 @@ def test_what_is_learned_is_kept_when_closing() -> None:
     with hybrid:
         hybrid.generate("say it")
     assert History(costs, history_file(policy)).requests == 4
+
+
+def test_what_is_loaded_is_not_searched_for_garbage() -> None:
+    before = gc.get_freeze_count()
+    with make_hybrid() as hybrid:
+        assert gc.get_freeze_count() == before
+        hybrid.load()
+        assert gc.get_freeze_count() > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_many_threads_may_ask_at_once_and_a_batch_keeps_its_order() -> None:

@@ -99,6 +99,9 @@ class Rows:
     def free(self) -> int:
         return self.slots - len(self.jobs)
 
+    def is_urgent(self, deadline: Deadline, joining: int = 0) -> bool:
+        return deadline.remaining_s < 1
+
     def admit(self, assignments: Sequence[Ready]) -> list[int]:
         free = [number for number in range(self.slots) if number not in self.jobs]
         numbers = free[: len(assignments)]
@@ -201,6 +204,20 @@ def test_of_those_in_line_whoever_has_the_least_time_is_admitted_first() -> None
             until(lambda seed=seed: len(shared._waiting) + len(counting.diary) == seed + 1)  # type: ignore[misc]
         counting.gate.set()
     assert [line for line in counting.diary if line[0] == "+"] == ["+0", "+3", "+2", "+1"]
+
+
+def test_those_in_a_hurry_are_admitted_by_themselves() -> None:
+    counting = Counting()
+    shared = SharedDrafter(counting, slots=4)
+    with ThreadPoolExecutor(5) as threads:
+        threads.submit(shared.draft, [job("x", 0, 1)])
+        until(lambda: counting.diary == ["+0"])
+        for seed, budget_s in enumerate((3600.0, None, 0.5, 0.2), 1):
+            threads.submit(shared.draft, [job("x", seed, 1, Deadline.after(budget_s))])
+            until(lambda seed=seed: len(shared._waiting) == seed)  # type: ignore[misc]
+        counting.gate.set()
+    admitted = counting.diary[: counting.diary.index("-4")]
+    assert admitted == ["+0", "-0", "+4", "+3"]
 
 
 def test_a_cancelled_caller_leaves_the_line_at_once_and_a_row_within_a_step() -> None:

@@ -1,11 +1,16 @@
-"""How many CPU threads a model works with: a small one takes one.
+"""How many CPU threads a model works with: a small one takes one, and a core to itself.
 
 An operation of a few microseconds gains nothing from a second thread and waits for it at its end.
 With another program on one of two cores, the embedded pair was a hundred times slower with two
 threads than with one.
+
+More models at work than cores are slower than as many: whoever is interrupted may hold the
+interpreter's lock. On two cores, two batches of drafts and a refiner took five times as long for a
+step as one alone. So each waits for a core, from one step or pass to the next.
 """
 
-from threading import Lock
+import os
+from threading import Lock, Semaphore, local
 from typing import Self
 
 import torch
@@ -16,9 +21,10 @@ SMALL_HIDDEN_SIZE = 512
 
 
 class Threads:
-    """`with Threads.of(config):` around a model's work, in any thread."""
+    """`with Threads.of(config):` around a model's step or pass, in any thread, nested or not."""
 
     _lock, _users, _before = Lock(), 0, 1
+    _cores, _mine = Semaphore(os.cpu_count() or 1), local()
 
     def __init__(self, is_limited: bool) -> None:
         self._is_limited = is_limited
@@ -30,6 +36,10 @@ class Threads:
 
     def __enter__(self) -> None:
         if self._is_limited:
+            depth = getattr(Threads._mine, "depth", 0)
+            if depth == 0:
+                Threads._cores.acquire()
+            Threads._mine.depth = depth + 1
             with Threads._lock:
                 if Threads._users == 0:  # the setting is the whole process's, in part
                     Threads._before = torch.get_num_threads()
@@ -41,3 +51,6 @@ class Threads:
             with Threads._lock:
                 Threads._users -= 1
                 torch.set_num_threads(Threads._before)
+            Threads._mine.depth -= 1
+            if Threads._mine.depth == 0:
+                Threads._cores.release()
