@@ -33,7 +33,7 @@ class Summary:
     """One policy, over some records. Durations are seconds.
 
     `tokens_per_forward` counts denoising steps and the refiner's passes alike; `canvas_fill` is the
-    share of canvas positions that became answer; `seconds_per_right` is the time spent for each
+    share of canvas positions that drafts filled; `seconds_per_right` is the time spent for each
     right answer.
     """
 
@@ -158,7 +158,7 @@ def summarise(arm: str, records: Sequence[Record]) -> Summary:
         in_time=_mean([record.in_time for record in answered]),
         steps_per_canvas=_mean([steps for steps, _, _ in canvases]),
         tokens_per_forward=sum(record.tokens for record in answered) / max(1, forwards),
-        canvas_fill=sum(record.tokens for record in drafts) / positions if positions else math.nan,
+        canvas_fill=sum(r.draft_tokens for r in drafts) / positions if positions else math.nan,
         converged=_mean([converged for _, converged, _ in canvases]),
         entropy=_mean([entropy for _, _, entropy in canvases]),
         passes=_mean([record.passes for record in answered]),

@@ -37,10 +37,12 @@ def record(**values: object) -> Record:
 def test_a_summary_counts_everything_once() -> None:
     canvas = (4, True, 0.1)
     records = [
-        record(draft_score=0.0, steps=4, passes=2, tokens=12, canvases=(canvas,), canvas_length=32),
-        record(draft_score=1.0, score=0.0, steps=4, tokens=20, canvases=(canvas,),
+        record(draft_score=0.0, steps=4, passes=2, tokens=12, draft_tokens=8, canvases=(canvas,),
+               canvas_length=32),
+        record(draft_score=1.0, score=0.0, steps=4, tokens=20, draft_tokens=20, canvases=(canvas,),
                canvas_length=32, seconds=3.0, budget_s=2.0),
-        record(draft_score=1.0, steps=2, tokens=10, canvases=((2, False, 0.3),), canvas_length=32),
+        record(draft_score=1.0, steps=2, tokens=10, draft_tokens=10,
+               canvases=((2, False, 0.3),), canvas_length=32),
         record(score=None, score_error="broken", seconds=2.0),
         record(score=None, error="failed"),
     ]  # fmt: skip
@@ -49,7 +51,7 @@ def test_a_summary_counts_everything_once() -> None:
     assert found.accuracy == 0.5  # two right of four that were judged or failed
     assert (found.fixes, found.harms, found.kept_right, found.kept_wrong) == (1, 1, 1, 0)
     assert found.tokens_per_forward == 42 / 12
-    assert found.canvas_fill == 42 / 96
+    assert found.canvas_fill == 38 / 96
     assert found.converged == pytest.approx(2 / 3)
     assert found.steps_per_canvas == pytest.approx(10 / 3)
     assert found.in_time == 0.75
