@@ -67,8 +67,11 @@ class TensorFile:
             self._stream.close()
             raise
 
-    def read(self, name: str, part: slice | None = None) -> Tensor:
-        """A tensor as stored, or of its first dimension the indices in `part`, without a step."""
+    def read(self, name: str, part: slice | None = None, buffer: Tensor | None = None) -> Tensor:
+        """A tensor as stored, or of its first dimension the indices in `part`, without a step.
+
+        It is in the first bytes of `buffer`, uint8, if that is given.
+        """
         entry = self.entries[name]
         if entry.dtype not in DTYPES:
             raise CheckpointError(str(self._path), f"{entry.dtype} is not a type read here", name)
@@ -77,7 +80,8 @@ class TensorFile:
             first, after, _ = part.indices(shape[0])
             start += stored_bytes(entry.dtype, (first, *shape[1:]))
             shape = (after - first, *shape[1:])
-        data = torch.empty(stored_bytes(entry.dtype, shape), dtype=torch.uint8)
+        size = stored_bytes(entry.dtype, shape)
+        data = torch.empty(size, dtype=torch.uint8) if buffer is None else buffer[:size]
         self._fill(data.numpy().data, start, name)
         return data.view(DTYPES[entry.dtype]).view(shape)
 
