@@ -22,7 +22,7 @@ if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+        pytest.skip("marked gpu: it runs kernels on a CUDA device, and there is none")
 
 
 ROPE = {

@@ -30,9 +30,8 @@ from hybrid.policies.loader import load_policy, parse_policy, preset_names
 from hybrid.policies.schema import Policy
 
 _BUDGETS = 24  # tried, from half the lowest p95 of a preset to ten times the highest
-Curve = Mapping[
-    float, tuple[float, float]
-]  # by budget (s) what a policy comes to: accuracy, p95 (s)
+# What a policy comes to, by budget (s): accuracy and p95 (s).
+Curve = Mapping[float, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)

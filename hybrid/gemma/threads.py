@@ -10,7 +10,8 @@ step as one alone. So each waits for a core, from one step or pass to the next.
 """
 
 import os
-from threading import Lock, Semaphore, local
+from queue import SimpleQueue
+from threading import Lock, local
 from typing import Self
 
 import torch
@@ -20,11 +21,23 @@ from hybrid.gemma.config import GemmaConfig
 SMALL_HIDDEN_SIZE = 512
 
 
+def free_cores(count: int) -> SimpleQueue[None]:
+    """So many cores, to take from the queue and put back.
+
+    Unlike a semaphore's, its calls cannot be interrupted with a lock held: Ctrl-C in the middle of
+    one would leave every later request waiting.
+    """
+    cores: SimpleQueue[None] = SimpleQueue()
+    for _ in range(count):
+        cores.put(None)
+    return cores
+
+
 class Threads:
     """`with Threads.of(config):` around a model's step or pass, in any thread, nested or not."""
 
     _lock, _users, _before = Lock(), 0, 1
-    _cores, _mine = Semaphore(os.cpu_count() or 1), local()
+    _cores, _mine = free_cores(os.cpu_count() or 1), local()
 
     def __init__(self, is_limited: bool) -> None:
         self._is_limited = is_limited
@@ -38,7 +51,7 @@ class Threads:
         if self._is_limited:
             depth = getattr(Threads._mine, "depth", 0)
             if depth == 0:
-                Threads._cores.acquire()
+                Threads._cores.get()
             Threads._mine.depth = depth + 1
             with Threads._lock:
                 if Threads._users == 0:  # the setting is the whole process's, in part
@@ -53,4 +66,4 @@ class Threads:
                 torch.set_num_threads(Threads._before)
             Threads._mine.depth -= 1
             if Threads._mine.depth == 0:
-                Threads._cores.release()
+                Threads._cores.put(None)

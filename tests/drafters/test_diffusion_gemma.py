@@ -348,3 +348,27 @@ def test_the_folders_own_settings_are_the_default() -> None:
 def test_a_refiner_is_no_drafter() -> None:
     with pytest.raises(CheckpointError, match="no canvas"):
         DiffusionGemmaDrafter.from_directory(weights_path("refiner"))
+
+
+def test_a_row_whose_time_a_step_of_all_would_outlast_steps_by_itself() -> None:
+    drafter = DiffusionGemmaDrafter.from_directory(FOLDER, "cpu")
+    batch, steps, endless = drafter.open_batch(3, 128), [], Deadline()
+    params = DraftParams(max_denoising_steps=8)
+
+    def ask(seed: int, deadline: Deadline) -> None:
+        request = Request("sort up: 4 8 1 9 3")
+        job = DraftJob(request, params, seed, 32, deadline, lambda event: steps.append(seed))
+        batch.admit([drafter.prepare(job)])
+
+    ask(1, endless)
+    ask(2, endless)
+    assert not batch.is_urgent(endless)
+    assert batch.is_urgent(Deadline.after(1e-9))
+    assert not batch.is_urgent(Deadline.after(3600))
+    assert batch.is_urgent(Deadline.after(3600), joining=10**9)
+    ask(3, Deadline.after(1e-9))
+    (draft,) = batch.step().values()
+    assert isinstance(draft, Draft) and draft.finish_reason == "budget"
+    assert steps == [3]
+    batch.step()
+    assert steps == [3, 1, 2]

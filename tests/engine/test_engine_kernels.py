@@ -80,7 +80,7 @@ def natively(value: Any) -> Any:
 @pytest.fixture(autouse=True)
 def inference() -> Iterator[None]:
     if torch.cuda.is_available():
-        pytest.skip("Triton compiles here")
+        pytest.skip("the interpreter is for machines without a GPU; marked gpu, tests compile")
     correct()
     with torch.inference_mode():
         yield

@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from hybrid.gemma.threads import Threads
+from hybrid.gemma.threads import Threads, free_cores
 
 
 @pytest.fixture
 def cores(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(Threads, "_cores", threading.Semaphore(2))
+    monkeypatch.setattr(Threads, "_cores", free_cores(2))
     return 2
 
 
@@ -49,7 +49,7 @@ def test_a_core_is_given_back_when_the_work_fails(cores: int) -> None:
 
 
 def test_large_models_wait_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Threads, "_cores", threading.Semaphore(0))
+    monkeypatch.setattr(Threads, "_cores", free_cores(0))
     before = torch.get_num_threads()
     with Threads(is_limited=False):
         assert torch.get_num_threads() == before

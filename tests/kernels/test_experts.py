@@ -7,6 +7,7 @@ from torch.nn.functional import gelu
 
 from hybrid.kernels import nvfp4
 from hybrid.kernels.experts import experts, experts_torch
+from tests.kernels.assignments import choices
 
 
 def one_by_one(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -42,17 +43,6 @@ def assert_near(actual: Tensor, exact: Tensor, most: float, rms: float) -> None:
     error = (actual.double() - exact).abs()
     largest, mean = (error / (exact.abs() + size)).max(), error.square().mean().sqrt() / size
     assert largest <= most and mean <= rms, (largest, mean)
-
-
-def choices(kind: str, tokens: int, num_experts: int, top_k: int) -> Tensor:
-    generator = torch.Generator().manual_seed(tokens)
-    if kind == "spread":
-        chosen = torch.rand(tokens, num_experts, generator=generator).topk(top_k).indices
-    elif kind == "one":
-        chosen = torch.full((tokens, top_k), num_experts - 1)
-    else:  # the first experts get nothing
-        chosen = torch.rand(tokens, 2, generator=generator).topk(top_k).indices + num_experts - 2
-    return chosen.int()
 
 
 @pytest.mark.parametrize("packed", [False, True])

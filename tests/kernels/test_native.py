@@ -10,6 +10,7 @@ from hybrid.kernels.experts import experts, experts_torch
 from hybrid.kernels.linear import linear, linear_gated, linear_gated_torch, linear_torch
 from hybrid.kernels.native import NativeMatrix, dense_native, native_matrix, unpack_native
 from hybrid.kernels.quantize import quantize_rows_torch, round_rows_torch
+from tests.kernels.assignments import choices
 
 
 def random_matrix(matrices: int, rows: int, columns: int) -> NativeMatrix:
@@ -165,13 +166,9 @@ def test_experts(
     x = random_rows(tokens, hidden)
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(tokens, top_k, generator=generator)
-    chosen = torch.rand(tokens, num_experts, generator=generator).topk(top_k).indices
-    if kind == "one":
-        chosen = torch.full((tokens, top_k), num_experts - 1)
-    elif kind == "few":  # the first experts get nothing
-        chosen = torch.rand(tokens, 2, generator=generator).topk(top_k).indices + num_experts - 2
-    actual = experts(x, chosen.int(), weights, gate_up, down)
-    expected = experts_torch(x, chosen.int(), weights, gate_up, down).double()
+    chosen = choices(kind, tokens, num_experts, top_k)
+    actual = experts(x, chosen, weights, gate_up, down)
+    expected = experts_torch(x, chosen, weights, gate_up, down).double()
     assert (actual.shape, actual.dtype) == ((tokens, top_k, hidden), torch.bfloat16)
     assert not actual.isnan().any()
     # A gated number between two codes may fall to the other one if it is a rounding off.
@@ -196,7 +193,7 @@ def test_forms_may_be_mixed(interpreted: None) -> None:
 @pytest.mark.parametrize("tokens", [1, 16, 256, 1024])
 def test_on_a_gpu_at_the_real_size(tokens: int) -> None:
     if torch.cuda.get_device_capability()[0] not in (10, 12):
-        pytest.skip("needs a Blackwell GPU")
+        pytest.skip("only a Blackwell GPU has four-bit products; elsewhere the interpreter tests")
     packed = (
         torch.randint(256, (1, 2816, 1056), dtype=torch.uint8, device="cuda"),
         (torch.randint(16, (1, 2816, 132), dtype=torch.uint8, device="cuda") + 0x30).view(
