@@ -84,13 +84,14 @@ def all_tables(
             f"Against {results.about['baseline']}",
             "Paired, item by item. Gained and lost: items that are right under this policy and "
             "wrong under the baseline, and the reverse. p-values are corrected for the number of "
-            "policies.",
+            "policies. p (latency) ranks requests and does not weigh them: where a few are far "
+            "slower, it may be large although the mean is another.",
             [_against(arm, *found) for arm, found in compared.items()],
         )
     yield Table(
         "Drafting and refining",
         "A pass is a denoising step or a pass of the refiner. Fill: the share of canvas positions "
-        "that became answer. Converged: canvases that stopped by themselves. Entropy: mean of a "
+        "that drafts filled. Converged: canvases that stopped by themselves. Entropy: mean of a "
         "canvas at commit, in nats a position. Fixed, harmed: drafts that refining put right or "
         "wrong; a guided draft is compared with one that nobody guided.",
         [_drafting(one) for one in summaries.values()],
@@ -117,7 +118,7 @@ def fitted_tables(fitted: Fitted, rivals: Rivals) -> list[Table]:
     return [
         Table(
             "A fitted policy",
-            "What `hybrid fit` chooses on items with an even number: the plans that no other beats "
+            "What hybrid fit chooses on items with an even number: the plans that no other beats "
             "in accuracy and median latency there.",
             chosen,
         ),
