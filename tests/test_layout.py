@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CONTRACT = {"types", "errors", "protocols", "deadline", "modes"}
+CONTRACT = {"types", "errors", "protocols", "deadline", "modes", "lock"}
 EDGES = {"cli", "api", "pipeline", "backends", "requests"}
 MAY_IMPORT = {
     "kernels": {"kernels"},

@@ -32,20 +32,22 @@ def quantize(
     """
     from hybrid.gemma.quantize import Job, Quantizer
 
-    work = Quantizer(Job(Path(source), Path(target), format, only))
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Terminal(stderr=True), transient=True) as progress:
-        for number, shard in enumerate(work.unfinished, 1):
+    progress = Progress(*columns, console=Terminal(stderr=True), transient=True)
+    with Quantizer(Job(Path(source), Path(target), format, only)) as work, progress:
+        shards = work.unfinished
+        for number, shard in enumerate(shards, 1):
             size = (Path(source) / shard).stat().st_size
-            label = f"{shard} ({number} of {len(work.unfinished)})"
+            label = f"{shard} ({number} of {len(shards)})"
             bar = progress.add_task(label, total=size)
             for step in work.steps(shard):
                 progress.advance(bar, step)
             progress.remove_task(bar)
+        errors = work.finish()
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("part")
     table.add_column("relative error", justify="right")
-    for part, error in work.finish().items():
+    for part, error in errors.items():
         table.add_row(part, f"{error:.2%}")
     console = Terminal()
     console.print(table)

@@ -6,7 +6,6 @@ folder is read again, and the request is made once more.
 """
 
 import errno
-import fcntl
 import gzip
 import hashlib
 import json
@@ -20,6 +19,7 @@ from typing import IO, Any
 
 from hybrid import __version__
 from hybrid.errors import BackendError, CheckpointError
+from hybrid.lock import lock_file
 
 FORMAT = 1
 RECORDS, ABOUT, _LOCK = "records.jsonl", "experiment.json", ".lock"
@@ -207,14 +207,12 @@ def recording(folder: Path, about: Mapping[str, Any]) -> Iterator[Recorder]:
     """A recorder for a folder that nobody else writes to meanwhile; raises BackendError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("w")
+        lock = lock_file(folder / _LOCK)
     except OSError as error:
         raise BackendError("record", f"{folder}: {error.strerror}") from None
+    if lock is None:
+        raise BackendError("record", f"{folder}: another run writes there")
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BackendError("record", f"{folder}: another run writes there") from None
         _write(folder / ABOUT, json.dumps({"format": FORMAT, **about}, indent=1) + "\n")
         file = folder / RECORDS
         _end_last_line(file)

@@ -1,17 +1,23 @@
 """What is finished of a long job, in one file of its target folder.
 
 The file is replaced as a whole after each shard and removed when the folder is complete, so a job
-that is killed at any moment is either continued or over.
+that is killed at any moment is either continued or over. Another file beside it is held while a run
+writes there.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-NAME = ".quantize.json"
+from hybrid.errors import CheckpointError
+from hybrid.lock import lock_file
+
+NAME, LOCK = ".quantize.json", ".quantize.lock"
 PARTIAL = ".partial"
+_FOREIGN = "an empty folder, or the unfinished one of the same call on the same files"
+_HELD = "another run writes there; wait for it, or choose another folder"
 
 
 class Journal:
@@ -21,25 +27,29 @@ class Journal:
         self._folder, self._file = folder, folder / NAME
         self._job = json.loads(json.dumps(job))
         self._records: dict[str, Any] = {}
+        self._lock: IO[bytes] | None = None
 
-    def begin(self) -> bool:
-        """Make the folder, or go on in it; False if it holds anything but this job's beginnings.
+    def begin(self) -> str:
+        """Make the folder, or go on in it, and keep other runs out; or say what it should be.
 
-        Files that an earlier run did not finish are removed.
+        It is left as it was if it holds anything but this job's beginnings, or if another run is
+        writing there. Otherwise files that an earlier run did not finish are removed.
+        CheckpointError if what it has noted cannot be read. Whatever comes of it, `close` follows.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        kept: dict[str, Any] = {"job": self._job, "records": {}}
-        if self._file.exists():
-            kept = json.loads(self._file.read_text("utf-8"))
-        elif any(file.name != NAME + PARTIAL for file in self._folder.iterdir()):
-            return False
-        if kept["records"] and kept["job"] != self._job:
-            return False
-        self._records = kept["records"]
+        if self._is_foreign():
+            return _FOREIGN
+        self._lock = lock_file(self._folder / LOCK)
+        if self._lock is None:
+            return _HELD
+        job, records = self._read() if self._file.exists() else (self._job, {})
+        if self._is_foreign() or (records and job != self._job):
+            return _FOREIGN
+        self._records = records
         for file in self._folder.glob(f"*{PARTIAL}"):
             file.unlink()
         self._save()
-        return True
+        return ""
 
     @property
     def records(self) -> Mapping[str, Any]:
@@ -55,6 +65,26 @@ class Journal:
         """All is finished."""
         self._file.unlink()
 
+    def close(self) -> None:
+        """Let other runs in."""
+        if self._lock is not None:
+            (self._folder / LOCK).unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+    def _is_foreign(self) -> bool:
+        others = {file.name for file in self._folder.iterdir()} - {NAME + PARTIAL, LOCK}
+        return bool(others) and NAME not in others
+
+    def _read(self) -> tuple[Any, dict[str, Any]]:
+        """The job and the records that an earlier run has noted."""
+        try:
+            kept = json.loads(self._file.read_text("utf-8"))
+            return kept["job"], {**kept["records"]}
+        except (ValueError, KeyError, TypeError):
+            message = "is damaged; remove this folder and begin again"
+            raise CheckpointError(str(self._file), message) from None
+
     def _save(self) -> None:
         write_whole(self._file, json.dumps({"job": self._job, "records": self._records}))
 
@@ -65,6 +95,22 @@ def write_whole(file: Path, text: str) -> None:
     with naming(file):
         partial.write_text(text, "utf-8")
         partial.replace(file)
+
+
+def copy_whole(source: Path, file: Path) -> None:
+    """A copy under the name `file`, or nothing."""
+    partial = file.with_name(file.name + PARTIAL)
+    with naming(file):
+        with partial.open("wb") as stream:
+            for block in _blocks(source):
+                stream.write(block)
+        partial.replace(file)
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    with naming(file), file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            yield block
 
 
 @contextmanager

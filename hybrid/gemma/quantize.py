@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from hybrid.errors import CapabilityError, CheckpointError
 from hybrid.gemma.checkpoint import INDEX, SINGLE, Checkpoint
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.declaration import Format, declaration
-from hybrid.gemma.journal import Journal, naming, write_whole
+from hybrid.gemma.journal import Journal, copy_whole, write_whole
 from hybrid.gemma.mapping import map_tensors
 from hybrid.gemma.quantized import read_convention
 from hybrid.gemma.shards import Form, ShardWriter
@@ -55,7 +55,12 @@ class Job:
 
 
 class Quantizer:
-    """One job, checked: CheckpointError or CapabilityError for one that makes no sense."""
+    """One job, checked: CheckpointError or CapabilityError for one that makes no sense.
+
+    The target is this run's own from entering it as a context to leaving it. Entering raises
+    CapabilityError for a target that is not free, CheckpointError for one whose journal is damaged
+    and OSError, with the file's name, for one that cannot be written.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -80,25 +85,32 @@ class Quantizer:
                 message = f"NVFP4 needs a multiple of {BLOCK} columns, not {shape[-1]}"
                 raise self.checkpoint.error(name, message)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._prepare()
-
-    def _prepare(self) -> None:
-        """Make the target, or see that it is the same job's unfinished one, and that it has room.
-
-        The same job is one on files that have not changed.
-        """
-        job = self.job
         files = {shard: (job.source / shard).stat() for shard in self.shards}
         seen = {shard: [file.st_size, file.st_mtime_ns] for shard, file in files.items()}
         self.journal = Journal(job.target, [str(job.source.resolve()), job.format, job.parts, seen])
-        if not self.journal.begin():
-            missing = "an empty folder, or the unfinished one of the same call on the same files"
-            raise CapabilityError(f"quantising {job.source}", str(job.target), missing)
+
+    def __enter__(self) -> Self:
+        try:
+            missing = self.journal.begin() or self._too_little_room()
+            if missing:
+                raise CapabilityError(
+                    f"quantising {self.job.source}", str(self.job.target), missing
+                )
+        except BaseException:
+            self.journal.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.journal.close()
+
+    def _too_little_room(self) -> str:
+        """What is missing to write all that is unfinished; empty if nothing is."""
         needed = sum(self.size(shard) for shard in self.unfinished)
-        free = shutil.disk_usage(job.target).free
-        if needed > free:
-            missing = f"needs {needed / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free"
-            raise CapabilityError(f"quantising {job.source}", str(job.target), missing)
+        free = shutil.disk_usage(self.job.target).free
+        if needed <= free:
+            return ""
+        return f"needs {needed / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free"
 
     def part(self, name: str) -> str | None:
         """The class of a tensor that becomes 4-bit, None for all others."""
@@ -216,8 +228,7 @@ class Quantizer:
         for file in source.iterdir():
             is_weights = file.suffix in (".safetensors", ".bin", ".gguf") or file.name == INDEX
             if file.is_file() and not is_weights and file.name != "config.json":
-                with naming(target / file.name):
-                    shutil.copyfile(file, target / file.name)
+                copy_whole(file, target / file.name)
         config = json.loads((source / "config.json").read_text("utf-8"))
         config["quantization_config"] = self.declaration()
         write_whole(target / "config.json", json.dumps(config, indent=2))

@@ -50,14 +50,16 @@ def test_what_is_written_is_what_the_quantiser_says(
 def test_an_interrupted_run_is_continued(make_diffusion: Make, tmp_path: Path) -> None:
     source, target = make_diffusion()[1], tmp_path / "out"
     job = Job(source, target, "modelopt", "experts")
-    steps = Quantizer(job).steps("model.safetensors")
-    next(steps)
+    with Quantizer(job) as work:
+        steps = work.steps("model.safetensors")
+        next(steps)
     assert not (target / "model.safetensors").exists()
-    again = Quantizer(job)
-    assert again.unfinished == ["model.safetensors"]
-    assert [*again.steps("model.safetensors")]
-    assert Quantizer(job).unfinished == []
-    assert 0.05 < Quantizer(job).finish()["experts"] < 0.15
+    with Quantizer(job) as again:
+        assert again.unfinished == ["model.safetensors"]
+        assert [*again.steps("model.safetensors")]
+    with Quantizer(job) as last:
+        assert last.unfinished == []
+        assert 0.05 < last.finish()["experts"] < 0.15
 
 
 def test_nonsense_is_refused(
@@ -85,10 +87,10 @@ def test_the_library_decodes_it_alike(make_diffusion: Make, tmp_path: Path) -> N
     from compressed_tensors.quantization import QuantizationConfig
 
     source, target = make_diffusion()[1], tmp_path / "out"
-    work = Quantizer(Job(source, target, "compressed-tensors", "experts+mlp"))
-    assert [*work.steps("model.safetensors")]
-    scheme = QuantizationConfig.model_validate(work.declaration()).config_groups["group_0"]
-    work.finish()
+    with Quantizer(Job(source, target, "compressed-tensors", "experts+mlp")) as work:
+        assert [*work.steps("model.safetensors")]
+        scheme = QuantizationConfig.model_validate(work.declaration()).config_groups["group_0"]
+        work.finish()
     checkpoint = Checkpoint(target)
     linear = f"{NAME}.down_proj"
     keys = ("weight_packed", "weight_scale", "weight_global_scale")

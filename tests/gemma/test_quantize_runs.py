@@ -5,7 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from hybrid.cli import main
 from hybrid.engine.load import load_engine
+from hybrid.errors import CheckpointError
+from hybrid.gemma.journal import LOCK
 from hybrid.gemma.journal import NAME as JOURNAL
 from hybrid.gemma.model import load_model
 from hybrid.gemma.quantize import Job, Parts, Quantizer
@@ -143,13 +146,23 @@ main(["quantize", *sys.argv[2:]])
 """
 
 
-def killed(count: int, words: list[str]) -> None:
-    """Run the command to its `count`-th tensor, and kill it there."""
+@contextmanager
+def standing(count: int, words: list[str]) -> Iterator[None]:
+    """The command, standing still at its `count`-th tensor; it is killed in the end."""
     command = [sys.executable, "-c", STOPPING, str(count), *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stdout.readline() == "standing\n"
-        process.kill()
+        try:
+            yield
+        finally:
+            process.kill()
     assert process.returncode == -signal.SIGKILL
+
+
+def killed(count: int, words: list[str]) -> None:
+    """Run the command to its `count`-th tensor, and kill it there."""
+    with standing(count, words):
+        pass
 
 
 @pytest.mark.parametrize("spelling", FORMATS)
@@ -160,9 +173,9 @@ def test_a_killed_run_goes_on_where_it_was(source: Path, tmp_path: Path, spellin
     words = [str(source), str(target), *options]
     first, second, third = (f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3))
     killed(3, words)
-    assert {file.name for file in target.iterdir()} == {JOURNAL, f"{first}.partial"}
+    assert {file.name for file in target.iterdir()} == {JOURNAL, LOCK, f"{first}.partial"}
     killed(len(load_file(whole / first)) + 5, words)
-    assert {file.name for file in target.iterdir()} == {JOURNAL, first, f"{second}.partial"}
+    assert {file.name for file in target.iterdir()} == {JOURNAL, LOCK, first, f"{second}.partial"}
     finished = (target / first).stat()
     assert main(["quantize", *words]) == 0
     after = (target / first).stat()
@@ -210,28 +223,96 @@ def test_too_little_room_is_said_before_anything_is_written(
     assert main(["quantize", str(source), str(tmp_path / "out")]) == 0
 
 
-def test_a_disk_that_fills_up_meanwhile(source: Path, tmp_path: Path) -> None:
-    """One line that names the file, no leftovers but the journal, and the run can go on."""
-    target = tmp_path / "out"
-    words = ["quantize", str(source), str(target)]
+def with_files_up_to(size: int, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command where no file can become larger than `size` bytes, as on a disk that is full."""
     code = f"from hybrid.cli import main; raise SystemExit(main({words!r}))"
 
     def little_room() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, preexec_fn=little_room, capture_output=True, text=True)
+    return subprocess.run(command, preexec_fn=little_room, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "file"),
+    [
+        (0, JOURNAL),
+        (20_000, "model-00001-of-00003.safetensors"),
+        (2_000_000, "large.txt"),
+    ],
+)
+def test_a_disk_that_fills_up_meanwhile(source: Path, tmp_path: Path, size: int, file: str) -> None:
+    """One line that names the file; what is finished stays, nothing else, and the run can go on."""
+    folder, whole, target = tmp_path / "source", tmp_path / "whole", tmp_path / "out"
+    shutil.copytree(source, folder)
+    (folder / "large.txt").write_bytes(bytes(2_100_000))
+    assert main(["quantize", str(folder), str(whole)]) == 0
+    words = ["quantize", str(folder), str(target)]
+    done = with_files_up_to(size, words)
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines() == [
-        f"error: {target}/model-00001-of-00003.safetensors: File too large"
-    ]
-    assert [file.name for file in target.iterdir()] == [JOURNAL]
+    assert done.stderr.strip().splitlines() == [f"error: {target / file}: File too large"]
+    left = {name for name in contents(target) if not name.endswith(".partial")}
+    if file == "large.txt":
+        assert {JOURNAL, *(shard.name for shard in whole.glob("*.safetensors"))} <= left
+        assert "config.json" not in left
+    else:
+        assert left == ({JOURNAL} if size else set())
     assert main(words) == 0
+    assert contents(target) == contents(whole)
+
+
+@pytest.mark.parametrize(
+    "blocked", ["model-00002-of-00003.safetensors.partial", f"{JOURNAL}.partial", LOCK]
+)
+def test_a_file_that_cannot_be_written(source: Path, tmp_path: Path, blocked: str) -> None:
+    """A folder stands in its place: one line that names it, and the run can go on without it."""
+    target = tmp_path / "out"
+    words = [str(source), str(target)]
+    killed(3, words)
+    (target / blocked).unlink(missing_ok=True)
+    (target / blocked).mkdir()
+    done = with_files_up_to(2**30, ["quantize", *words])
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"error: {target / blocked}: Is a directory"
+    (target / blocked).rmdir()
+    assert main(["quantize", *words]) == 0
+
+
+def test_a_second_run_is_kept_out(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At once, with nothing changed, also for another job; a killed run stands in nobody's way."""
+    whole, target = tmp_path / "whole", tmp_path / "out"
+    assert main(["quantize", str(source), str(whole)]) == 0
+    words = [str(source), str(target)]
+    with standing(130, words):
+        before = contents(target)
+        for options in ([], ["--only", "all"]):
+            capsys.readouterr()
+            assert main(["quantize", *words, *options]) == 2
+            assert f"{target}: another run writes there" in capsys.readouterr().err
+        assert contents(target) == before
+    assert (target / LOCK).exists()
+    assert main(["quantize", *words]) == 0
+    assert contents(target) == contents(whole)
+
+
+def test_a_damaged_journal(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    killed(3, [str(source), str(target)])
+    for text in ("", "[]", '{"job": 1}', '{"job": 1, "records": 2}'):
+        (target / JOURNAL).write_text(text)
+        with (
+            pytest.raises(CheckpointError, match=r"\.quantize\.json: is damaged; remove this"),
+            Quantizer(Job(source, target, "modelopt", "experts")),
+        ):
+            pass
 
 
 def test_a_target_that_cannot_be_made(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for target in (tmp_path / "file", tmp_path / "file" / "out"):
-        with pytest.raises(OSError) as raised:
-            Quantizer(Job(source, target, "modelopt", "experts"))
+        with pytest.raises(OSError) as raised, Quantizer(Job(source, target, "modelopt", "all")):
+            pass
         assert str(raised.value.filename).startswith(str(tmp_path / "file"))
