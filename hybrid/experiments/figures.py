@@ -150,6 +150,7 @@ def fix_harm_matrix(changes: Mapping[str, Mapping[str, Change]]) -> Drawing:
 
     def drawing(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
+        colours = LinearSegmentedColormap.from_list("", [theme.bad, theme.paper, theme.good])
         balance = np.zeros((len(rows), len(tasks)))
         for y, row in enumerate(rows):
             for x, task in enumerate(tasks):
@@ -157,13 +158,10 @@ def fix_harm_matrix(changes: Mapping[str, Mapping[str, Change]]) -> Drawing:
                 balance[y, x] = (fixed - harmed) / max(1, count)
                 is_empty = fixed == harmed == 0
                 said = "·" if is_empty else f"+{fixed} −{harmed}"  # noqa: RUF001
-                strong = abs(balance[y, x]) > 0.7
-                ink = theme.paper if strong else theme.ink
                 axes.text(
-                    x, y, said, ha="center", va="center", fontsize=7, color=ink,
-                    alpha=0.5 if is_empty else 1,
+                    x, y, said, ha="center", va="center", fontsize=7,
+                    color=theme.on(colours((1 + balance[y, x]) / 2)), alpha=0.5 if is_empty else 1,
                 )  # fmt: skip
-        colours = LinearSegmentedColormap.from_list("", [theme.bad, theme.paper, theme.good])
         image = axes.imshow(balance, cmap=colours, vmin=-1, vmax=1, aspect="auto")
         axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(rows)), rows)
@@ -174,10 +172,14 @@ def fix_harm_matrix(changes: Mapping[str, Mapping[str, Change]]) -> Drawing:
         bar = figure.colorbar(
             image, ax=axes, shrink=0.8, pad=0.02, label="fixed minus harmed, % of drafts"
         )
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.0f}"))
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _signed(100 * value)))
         bar.outline.set_visible(False)
 
     return drawing
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.0f}".replace("-", "\N{MINUS SIGN}") if round(value) else "0"
 
 
 def predictions(records: Sequence[Record]) -> Drawing:

@@ -1,6 +1,10 @@
-"""The first picture of a report: right answers against latency, and what nothing beats."""
+"""The first picture of a report: right answers against latency, and what nothing beats.
+
+Points of one grid that lie on each other share a label: which is which cannot be seen anyway.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,7 @@ from hybrid.experiments.theme import Drawing, Theme, milliseconds
 
 Points = Sequence[tuple[str, Summary]]  # a label ("" for none) and a policy's numbers
 _WIDE = 4  # the slowest over the fastest, from which a logarithmic axis is easier to read
+_SAME_PLACE = 6.0  # points of a page, the size of a marker, within which labels are joined
 _BELOW_FRONT = 12.0  # points of accuracy below the front's lowest, under which nothing is drawn
 _SPOTS = (
     (5, 4, "left"), (5, -10, "left"), (-5, 4, "right"), (-5, -10, "right"), (12, -14, "left"),
@@ -20,7 +25,7 @@ _SPOTS = (
 
 
 def frontier(groups: Mapping[str, Points]) -> Drawing:
-    """Accuracy against median latency, with intervals and the front of all policies.
+    """Accuracy against median latency, with intervals and the front of these policies.
 
     Policies of one grid are joined by a line, in the grid's order. A policy far below the front is
     named at the lower edge.
@@ -35,15 +40,15 @@ def frontier(groups: Mapping[str, Points]) -> Drawing:
             [1e3 * one.p50_s for one in front],
             [100 * one.accuracy for one in front],
             where="post", color=theme.faint, linewidth=7, alpha=0.45, zorder=1,
-            solid_capstyle="round", solid_joinstyle="round", label="front of all policies",
+            solid_capstyle="round", solid_joinstyle="round", label="front of these policies",
         )  # fmt: skip
-        labels: list[tuple[str, float, float, str]] = []
+        labels: list[_Label] = []
         for place, (group, points) in enumerate(groups.items()):
             colour, marker = theme.series(place)
             shown = [one for _, one in points if 100 * one.accuracy >= floor]
             _series(axes, shown, colour, marker, group)
             labels += [
-                (label, 1e3 * one.p50_s, 100 * one.accuracy, colour)
+                _Label(label, 1e3 * one.p50_s, 100 * one.accuracy, colour)
                 for label, one in points
                 if 100 * one.accuracy >= floor
             ]
@@ -54,8 +59,10 @@ def frontier(groups: Mapping[str, Points]) -> Drawing:
             axes.set_xlim(min(times) / 1.15, max(times) * 1.25)
             milliseconds(axes)
         else:
-            bars = [1e3 * one.p50_interval[1] for one in everything]
-            axes.set_xlim(0, min(1.04 * max(bars), 1.5 * max(times)))
+            bars = [1e3 * bound for one in everything for bound in one.p50_interval]
+            low, high = max(min(bars), min(times) / 1.5), min(max(bars), 1.5 * max(times))
+            room = 0.06 * (high - low)
+            axes.set_xlim(max(0.0, low - room), high + room)
         hidden = [one for one in everything if 100 * one.accuracy < floor]
         if hidden:
             names = "; ".join(
@@ -91,9 +98,17 @@ def _series(axes: Any, points: Sequence[Summary], colour: str, marker: str, name
     axes.plot(x, y, marker, markersize=5.5, color=colour, label=name, zorder=3)
 
 
-def _place(
-    figure: Figure, axes: Any, theme: Theme, labels: Sequence[tuple[str, float, float, str]]
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Label:
+    """What stands beside a point, or beside several that lie on each other; x is ms, y per cent."""
+
+    text: str
+    x: float
+    y: float
+    colour: str
+
+
+def _place(figure: Figure, axes: Any, theme: Theme, labels: Sequence[_Label]) -> None:
     """Write each label beside its point, where nothing is yet; one that finds no room is left out.
 
     The table of policies names every point.
@@ -101,15 +116,13 @@ def _place(
     figure.draw_without_rendering()  # settles the layout, so that places in pixels are known
     legend = axes.get_legend()
     taken = [legend.get_window_extent()] if legend else []
-    marks = [axes.transData.transform((x, y)) for _, x, y, _ in labels]
+    marks = [axes.transData.transform((one.x, one.y)) for one in labels]
     halo = [withStroke(linewidth=2, foreground=theme.paper)]
-    for text, x, y, colour in labels:
-        if not text:
-            continue
+    for label in _joined([one for one in labels if one.text], axes, _SAME_PLACE * figure.dpi / 72):
         for right, up, side in _SPOTS:
             note = axes.annotate(
-                text, (x, y), xytext=(right, up), textcoords="offset points", ha=side,
-                fontsize=7, color=colour, zorder=4, path_effects=halo,
+                label.text, (label.x, label.y), xytext=(right, up), textcoords="offset points",
+                ha=side, fontsize=7, color=label.colour, zorder=4, path_effects=halo,
             )  # fmt: skip
             box = note.get_window_extent().padded(1)
             inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
@@ -118,3 +131,26 @@ def _place(
                 taken.append(box)
                 break
             note.remove()
+
+
+def _joined(labels: Sequence[_Label], axes: Any, near: float) -> list[_Label]:
+    """Labels of one colour whose points are within `near` pixels of the first of them, as one."""
+    groups: list[list[_Label]] = []
+    for label in labels:
+        place = axes.transData.transform((label.x, label.y))
+        for group in groups:
+            first = axes.transData.transform((group[0].x, group[0].y))
+            if group[0].colour == label.colour and np.hypot(*(place - first)) <= near:
+                group.append(label)
+                break
+        else:
+            groups.append([label])
+    return [
+        _Label(
+            ", ".join(one.text for one in group),
+            float(np.mean([one.x for one in group])),
+            float(np.mean([one.y for one in group])),
+            group[0].colour,
+        )
+        for group in groups
+    ]

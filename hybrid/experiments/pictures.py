@@ -23,6 +23,12 @@ from hybrid.experiments.theme import Drawing
 
 Picture = tuple[str, str, Drawing, tuple[float, float]]  # file, caption, drawing, inches
 ByTask = Mapping[str, Mapping[str, Summary]]  # task, policy
+_UNITS = {  # of fields that a grid may go over
+    "entropy_bound": "nats",
+    "confidence_threshold": "nats",
+    "min_mean_logprob": "nats",
+    "min_token_logprob": "nats",
+}
 _LEAST_JUDGED = 20  # drafts, for a reliability diagram
 
 
@@ -48,8 +54,8 @@ def pictures(
         cap, steps = _steps(unrefined)
         rows = 1 if len(steps) <= 5 else 2
         yield (
-            "steps", "Denoising steps that canvases really took without refining "
-            f"(n = {sum(map(len, steps.values())):,}); dotted: the mean.",
+            "steps", f"Denoising steps that canvases really took, of all policies that allow {cap} "
+            f"and do not refine (n = {sum(map(len, steps.values())):,}); dotted: the mean.",
             steps_histogram(steps, cap), (8.4, 1.2 + 1.5 * rows),
         )  # fmt: skip
     yield from _changes(results, summaries, by_task)
@@ -64,8 +70,9 @@ def pictures(
             reliability(judged), (8.4, 0.8 + 1.75 * rows),
         )  # fmt: skip
     yield (
-        "predictions", "What the planner predicted, and what the requests took; the axes leave out "
-        "one request in a thousand at either end.",
+        "predictions", "What the planner predicted, and what the requests took. A policy without "
+        "tasks predicts the same for all of them. The axes leave out one request in a thousand at "
+        "either end.",
         predictions(results.everything), (6.4, 5.2),
     )  # fmt: skip
 
@@ -87,13 +94,14 @@ def _curves(results: Results, by_task: ByTask) -> Iterator[Picture]:
             by_path.setdefault(path, {}).setdefault(task, {})[group] = points
     for path, lines in by_path.items():
         name = path.split(".")[-1]
+        label = f"{name}, {_UNITS[name]}" if name in _UNITS else name
         rows = -(-len(lines) // 5)
         is_varied = any(baseline in arms for arms in results.groups().values() if len(arms) > 1)
         yield (
             f"quality-{name}",
             f"Right answers by task against {path}, with 95 % intervals; "
             f"{_asked(by_task)} a point.",
-            curves(lines, name, {} if is_varied else alone, baseline),
+            curves(lines, label, {} if is_varied else alone, baseline),
             (8.4, 1.3 + 1.55 * rows),
         )  # fmt: skip
 
@@ -123,7 +131,8 @@ def _changes(
             count = one.fixes + one.harms + one.kept_right + one.kept_wrong
             changes.setdefault(_name(results, arm), {})[task] = one.fixes, one.harms, count
     yield (
-        "fix-harm-tasks", "The same by task: drafts that were fixed and harmed.",
+        "fix-harm-tasks", "The same by task: how many drafts were fixed (+) and harmed "
+        "(\N{MINUS SIGN}); a dot where none was.",
         fix_harm_matrix(changes), (8.4, 1.2 + 0.27 * len(refined)),
     )  # fmt: skip
 

@@ -47,7 +47,9 @@ def reliability(records: Sequence[Record]) -> Drawing:
             axes.text(0.03, 0.5, f"n = {items}", transform=axes.transAxes, fontsize=7.5)
             axes.set_xlim(low_end - 0.02, 1.02)
             axes.set_ylim(-4, 104)
-        figure.supxlabel("certainty of a draft, exp(-mean entropy at commit)", fontsize=9)
+        figure.supxlabel(
+            "certainty of a draft, exp(\N{MINUS SIGN}mean entropy at commit)", fontsize=9
+        )
         figure.supylabel("right drafts, %", fontsize=9)
 
     return drawing

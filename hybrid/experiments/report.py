@@ -48,6 +48,7 @@ def write_report(folder: Path) -> Path:
         for task in results.tasks
     }
     compared = comparisons(results)
+    aup = dict(_parallelism(results, summaries))
     summary = {
         "policies": {arm: asdict(one) for arm, one in summaries.items()},
         "by_task": {
@@ -58,7 +59,7 @@ def write_report(folder: Path) -> Path:
             arm: {**asdict(one), "p_accuracy_holm": accuracy, "p_latency_holm": latency}
             for arm, (one, accuracy, latency) in compared.items()
         },
-        "aup": dict(_parallelism(results, summaries)),
+        "aup": aup,
     }
     fitted: list[Table] = []
     with suppress(CheckpointError):  # not every experiment has what a policy is fitted to
@@ -83,8 +84,7 @@ def write_report(folder: Path) -> Path:
         machines=[machine.removesuffix(" []") for machine in results.machines],
         pictures=shown,
         answers=[best_under([*summaries.values()]), fastest_above([*summaries.values()])],
-        tables=[*all_tables(results, summaries, compared, by_task), *fitted],
-        aup=summary["aup"],
+        tables=[*all_tables(results, summaries, compared, by_task, aup), *fitted],
         count=len({record.key for record in results.everything}),
     )
     file = folder / "report.html"

@@ -71,8 +71,9 @@ def all_tables(
     summaries: Mapping[str, Summary],
     compared: Mapping[str, tuple[Comparison, float, float]],
     by_task: Mapping[str, Mapping[str, Summary]],
+    aup: Mapping[str, float],
 ) -> Iterator[Table]:
-    """Every policy's numbers, a table a question."""
+    """Every policy's numbers, a table a question; `aup` is by grid."""
     yield Table(
         "Quality and latency",
         "In time: the share that kept the policy's budget. Time a right answer: all the time spent "
@@ -95,6 +96,7 @@ def all_tables(
         "canvas at commit, in nats a position. Fixed, harmed: drafts that refining put right or "
         "wrong; a guided draft is compared with one that nobody guided.",
         [_drafting(one) for one in summaries.values()],
+        [f"AUP of the grid {group}: {area:.1f}" for group, area in aup.items()],
     )
     yield Table(
         "Right answers by task, %",
@@ -119,7 +121,9 @@ def fitted_tables(fitted: Fitted, rivals: Rivals) -> list[Table]:
         Table(
             "A fitted policy",
             "What hybrid fit chooses on items with an even number: the plans that no other beats "
-            "in accuracy and median latency there.",
+            "in expected accuracy and median latency there, with what was measured of them. What "
+            "is expected before any answer counts as two answers more: of plans that were equally "
+            "often right, a slower one stays if more is expected of it.",
             chosen,
         ),
         Table(

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from cycler import cycler
 
 matplotlib.use("Agg")
 
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -45,6 +47,16 @@ class Theme:
         """Colour and marker of a series."""
         return self.colours[place % len(self.colours)], MARKERS[place % len(MARKERS)]
 
+    def on(self, colour: Any) -> str:
+        """Ink or paper, whichever is easier to read on a colour (contrast as in WCAG 2)."""
+        ground = _luminance(colour) + 0.05
+
+        def contrast(text: str) -> float:
+            bright = _luminance(text) + 0.05
+            return max(ground, bright) / min(ground, bright)
+
+        return max((self.ink, self.paper), key=contrast)
+
     def settings(self) -> Any:
         """For matplotlib."""
         return {
@@ -72,6 +84,13 @@ class Theme:
             "legend.frameon": False,
             "legend.fontsize": 8,
         }
+
+
+def _luminance(colour: Any) -> float:
+    """Relative luminance of an sRGB colour, 0 to 1."""
+    values = np.array(to_rgb(colour))
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
 THEMES = (

@@ -1,11 +1,14 @@
 """What the pictures of a report must not do: overlap, hide a policy, or say something else."""
 
+import math
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
@@ -14,7 +17,7 @@ from hybrid.experiments.frontier import frontier
 from hybrid.experiments.records import Record
 from hybrid.experiments.reliability import reliability
 from hybrid.experiments.summary import Summary, summarise
-from hybrid.experiments.theme import THEMES, Drawing
+from hybrid.experiments.theme import THEMES, Drawing, Theme
 from tests.experiments.test_report import record
 
 
@@ -47,6 +50,20 @@ def test_labels_of_points_overlap_neither_each_other_nor_the_legend(crowded: Fig
     boxes = [note.get_window_extent() for note in notes] + [legend.get_window_extent()]
     assert len(notes) >= 4
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_points_that_lie_on_each_other_share_a_label() -> None:
+    points = [(f"{n}", summary(f"d {n}", 0.010 + 1e-6 * (n % 3), 80)) for n in range(3)]
+    apart = [("9", summary("d 9", 0.02, 90))]
+    (axes,) = drawn(frontier({"draft": [*points, *apart], "other": [("x", points[0][1])]})).axes
+    assert [text.get_text() for text in axes.texts] == ["0, 1, 2", "9", "x"]
+
+
+def test_the_latency_axis_is_where_the_points_are() -> None:
+    points = [(f"{n}", summary(f"d {n}", 0.010 + 1e-3 * n, 80)) for n in range(3)]
+    (axes,) = drawn(frontier({"draft": points})).axes
+    low, high = axes.get_xlim()
+    assert 9 < low < 10 and 12 < high < 13
 
 
 def test_a_policy_far_below_the_front_is_named_instead_of_drawn(crowded: Figure) -> None:
@@ -103,6 +120,24 @@ def test_the_numbers_beside_the_longest_bars_are_inside() -> None:
     for text in axes.texts:
         box = text.get_window_extent()
         assert outside.contains(*box.min) and outside.contains(*box.max), text.get_text()
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.name)
+def test_numbers_can_be_read_on_every_colour_of_the_matrix(theme: Theme) -> None:
+    """Contrast of 3 at least, as WCAG 2 asks of what is not running text."""
+    changes = {"p": {f"{n}": (max(n, 0), max(-n, 0), 10) for n in range(-10, 11)}}
+    axes = drawn(fix_harm_matrix(changes), THEMES.index(theme)).axes[0]
+    (image,) = axes.images
+    (balance,) = np.asarray(image.get_array())
+    for text, shade in zip(axes.texts, image.to_rgba(balance), strict=True):
+        lights = sorted(luminance(colour) + 0.05 for colour in (text.get_color(), shade))
+        assert lights[1] / lights[0] >= 3, text.get_text()
+
+
+def luminance(colour: Any) -> float:
+    """Of sRGB, with the exponent that stands for its piecewise curve."""
+    red, green, blue = (math.pow(value, 2.2) for value in to_rgb(colour))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_the_matrix_says_what_was_fixed_and_harmed() -> None:
