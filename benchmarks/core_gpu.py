@@ -5,9 +5,10 @@
 Weights are random, made on the device in their packed form. In this order: the exactness of the
 NVFP4 decode, every kernel against its reference (the tests marked `gpu`), the card's copy
 bandwidth, each kernel's time and the share of that bandwidth which it reads its weights at, whole
-denoising steps as graph replays, and transformers' bfloat16 model of the same geometry. Prints
-tables and, as its last line, everything as JSON. Needs torch, triton, rich; transformers and pytest
-for their parts. Takes under ten minutes on an H100.
+denoising steps as graph replays, on a Blackwell GPU four bits by four bits (parity, and time beside
+bfloat16 activations), and transformers' bfloat16 model of the same geometry. Prints tables and, as
+its last line, everything as JSON. Needs torch, triton, rich; transformers and pytest for their
+parts. Takes under ten minutes on an H100.
 """
 
 import argparse
@@ -32,6 +33,7 @@ sys.path.insert(0, str(ROOT))  # a checkout that is not installed can be measure
 
 # ruff: noqa: E402
 from gpu_kernels import measure_kernels
+from gpu_native import measure_native
 from gpu_parity import decode_is_exact, run_gpu_tests
 from gpu_steps import STEPS, step_time
 from gpu_timing import copy_gb_s
@@ -63,6 +65,10 @@ def main() -> None:
             result["parity"] = report("kernels against references", run_gpu_tests)
         result["copy_gb_s"] = round(report("copy bandwidth", partial(copy_gb_s, DEVICE)))
         result.update(report("the engine", partial(measure_engine, result["copy_gb_s"])))
+        torch.cuda.empty_cache()
+        result["native"] = report(
+            "four bits by four bits", partial(measure_native, geometry(), BATCHES, CONTEXT, DEVICE)
+        )
         if not arguments.skip_transformers:
             torch.cuda.empty_cache()
             result["transformers"] = report(
@@ -186,6 +192,26 @@ def show(result: dict[str, Any]) -> None:
         ratio = theirs["step_ms"] / result["steps"][0]["step_ms"]
         console.print(f"transformers: {theirs['step_ms']} ms a step, {ratio:.1f} x ours")
     console.print(f"parity: {result.get('parity', 'left out')}")
+    show_native(result["native"])
+
+
+def show_native(native: dict[str, Any]) -> None:
+    """Products and steps by activations in bfloat16 and in NVFP4, or why there are none."""
+    for outcome in ("skipped", "error"):
+        if outcome in native:
+            console.print(f"four bits by four bits: {outcome}, {native[outcome]}")
+            return
+    table = Table("NVFP4 weights", "tokens", "by bf16, ms", "by NVFP4, ms", "faster")
+    for row in native["ms"]:
+        cells = row["tokens"], row["float"], row["nvfp4"]
+        table.add_row(row["name"], *map(str, cells), f"{row['float'] / row['nvfp4']:.2f} x")
+    console.print(table)
+    table = Table("four bits by four bits", "tokens", "largest error", "median", "parity")
+    for row in native["parity"]:
+        errors = row["largest"], row["median"]
+        verdict = "passed" if row["passed"] else "FAILED"
+        table.add_row(row["name"], str(row["tokens"]), *map(str, errors), verdict)
+    console.print(table)
 
 
 if __name__ == "__main__":

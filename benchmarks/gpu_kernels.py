@@ -3,14 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gpu_timing import replayed_ms
 from hybrid.engine.canvases import FREE
-from hybrid.engine.weights import EngineWeights, LayerWeights, Matrix
+from hybrid.engine.weights import EngineWeights, ExpertWeights, LayerWeights, Matrix
 from hybrid.gemma.config import GemmaConfig
 from hybrid.kernels.attention import cached_attention
 from hybrid.kernels.experts import experts
@@ -61,37 +60,21 @@ def kernel_times(
     device = weights.norm.device
     tokens, eps = canvases * config.canvas_length, config.rms_norm_eps
     x = torch.randn(tokens, config.hidden_size, device=device, dtype=torch.bfloat16)
-    sliding = _of_kind(weights, config, "sliding")
-    full = _of_kind(weights, config, "full")
-
-    def every(layers: Sequence[LayerWeights], call: Callable[[LayerWeights], object]) -> float:
-        return replayed_ms(device, [partial(call, layer) for layer in layers])
-
-    for kind, layers in (("sliding", sliding), ("full", full)):
+    for kind in ("sliding", "full"):
+        layers = _of_kind(weights, config, kind)
         yield (
             f"heads, {kind}",
             heads_time(layers, config, kind, x),
             nbytes(layers[0].attention.query_key_value),
         )
-        yield (
-            f"output, {kind}",
-            output_time(layers, config, kind, tokens),
-            nbytes(layers[0].attention.output),
-        )
         yield f"attention, {kind}", *attention_time(config, kind, canvases, context, device)
-    dense = weights.layers[0].feed_forward
+    held = expert_branches(weights)
     yield (
-        "dense gate and up",
-        every(weights.layers, lambda layer: linear_gated(x, layer.feed_forward.gate_up)),
-        nbytes(dense.gate_up),
+        "route",
+        replayed_ms(device, [partial(choose, x, branch, config) for branch in held]),
+        nbytes(held[0].router),
     )
-    gated = linear_gated(x, dense.gate_up)
-    yield (
-        "dense down",
-        every(weights.layers, lambda layer: linear(gated, layer.feed_forward.down)),
-        nbytes(dense.down),
-    )
-    yield from _expert_times(weights, config, x)
+    yield from product_times(weights, config, x)
     norm = weights.norm
     yield (
         "attention residual",
@@ -146,34 +129,57 @@ def output_time(
     )
 
 
-def _expert_times(
+def product_times(
     weights: EngineWeights, config: GemmaConfig, x: Tensor
 ) -> Iterator[tuple[str, float, float]]:
-    branches = [layer.feed_forward.experts for layer in weights.layers]
-    held = [branch for branch in branches if branch is not None]
+    """The products that NVFP4 weights may have on both sides: all but those of the heads."""
 
-    def choose(branch: Any) -> tuple[Tensor, Tensor]:
-        chosen: tuple[Tensor, Tensor] = route(
-            x,
-            branch.router_scale,
-            branch.router,
-            branch.expert_scale,
-            config.top_k_experts,
-            config.rms_norm_eps,
+    def every(call: Callable[[LayerWeights], object]) -> float:
+        return replayed_ms(x.device, [partial(call, layer) for layer in weights.layers])
+
+    for kind in ("sliding", "full"):
+        layers = _of_kind(weights, config, kind)
+        yield (
+            f"output, {kind}",
+            output_time(layers, config, kind, len(x)),
+            nbytes(layers[0].attention.output),
         )
-        return chosen
-
+    dense = weights.layers[0].feed_forward
     yield (
-        "route",
-        replayed_ms(x.device, [partial(choose, branch) for branch in held]),
-        nbytes(held[0].router),
+        "dense gate and up",
+        every(lambda layer: linear_gated(x, layer.feed_forward.gate_up)),
+        nbytes(dense.gate_up),
     )
-    chosen = [choose(branch) for branch in held]
+    gated = linear_gated(x, dense.gate_up)
+    yield (
+        "dense down",
+        every(lambda layer: linear(gated, layer.feed_forward.down)),
+        nbytes(dense.down),
+    )
+    held = expert_branches(weights)
     calls = [
-        partial(experts, x, ids, shares, branch.gate_up, branch.down)
-        for branch, (ids, shares) in zip(held, chosen, strict=True)
+        partial(experts, x, *choose(x, branch, config), branch.gate_up, branch.down)
+        for branch in held
     ]
     yield "experts", replayed_ms(x.device, calls), nbytes(held[0].gate_up, held[0].down)
+
+
+def expert_branches(weights: EngineWeights) -> list[ExpertWeights]:
+    """The experts of every layer."""
+    branches = [layer.feed_forward.experts for layer in weights.layers]
+    return [branch for branch in branches if branch is not None]
+
+
+def choose(x: Tensor, branch: ExpertWeights, config: GemmaConfig) -> tuple[Tensor, Tensor]:
+    """The experts of every row, and their weights."""
+    return route(
+        x,
+        branch.router_scale,
+        branch.router,
+        branch.expert_scale,
+        config.top_k_experts,
+        config.rms_norm_eps,
+    )
 
 
 def _vocabulary_times(

@@ -17,7 +17,9 @@ from hybrid.engine.weights import (
     SelfConditioningWeights,
 )
 from hybrid.gemma.config import GemmaConfig, LayerConfig
+from hybrid.kernels.native import native_matrix
 from hybrid.kernels.nvfp4 import PackedMatrix, pack_matrix
+from hybrid.types import Activations
 
 
 def random_weights(
@@ -25,13 +27,14 @@ def random_weights(
     device: torch.device,
     dtype: torch.dtype,
     packed: Collection[str] = ("experts",),
-    seed: int = 0,
+    activations: Activations = "float",
 ) -> EngineWeights:
-    """Weights of the size that a trained model's have.
+    """Weights of the size that a trained model's have, the same at every call.
 
-    `packed` names what is in NVFP4: "experts", "mlp", "attention".
+    `packed` names what is in NVFP4: "experts", "mlp", "attention"; `activations` as in
+    `load_engine`.
     """
-    return _Random(config, device, dtype, packed, seed).weights()
+    return _Random(config, device, dtype, packed, activations).weights()
 
 
 class _Random:
@@ -43,10 +46,11 @@ class _Random:
         device: torch.device,
         dtype: torch.dtype,
         packed: Collection[str],
-        seed: int,
+        activations: Activations,
     ) -> None:
         self.config, self.device, self.dtype, self.packed = config, device, dtype, packed
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.activations = activations
+        self.generator = torch.Generator(device).manual_seed(0)
 
     def weights(self) -> EngineWeights:
         hidden = self.config.hidden_size
@@ -70,7 +74,7 @@ class _Random:
             query_key_value=self.matrix("attention", queries + keys, hidden),
             query_norm=self.norm(head_dim) * head_dim**-0.5,
             key_norm=self.norm(head_dim),
-            output=self.matrix("attention", hidden, queries),
+            output=self.multiplied(self.matrix("attention", hidden, queries)),
             post_norm=self.norm(hidden),
         )
         gate_up, down = self.dense("mlp", hidden)
@@ -93,21 +97,28 @@ class _Random:
             expert_norm=self.norm(hidden),
         )
 
-    def dense(self, part: str, hidden: int) -> tuple[HeadMatrix, HeadMatrix]:
+    def dense(self, part: str, hidden: int) -> tuple[Matrix, Matrix]:
         inner = self.config.intermediate_size
-        return self.matrix(part, 2 * inner, hidden), self.matrix(part, hidden, inner)
+        shapes = (2 * inner, hidden), (hidden, inner)
+        gate_up, down = (self.multiplied(self.matrix(part, *shape)) for shape in shapes)
+        return gate_up, down
 
     def matrix(self, part: str, rows: int, columns: int) -> HeadMatrix:
         if part in self.packed:
             return self.packed_matrix(rows, columns)
         return self.plain(1, rows, columns)[0]
 
+    def multiplied(self, matrix: HeadMatrix) -> Matrix:
+        if self.activations == "nvfp4" and isinstance(matrix, PackedMatrix):
+            return native_matrix(matrix)
+        return matrix
+
     def stack(self, part: str, count: int, rows: int, columns: int) -> Matrix:
         if part not in self.packed:
             return self.plain(count, rows, columns)
         stack = Stack(count)
         for index in range(count):
-            stack.put(index, self.packed_matrix(rows, columns))
+            stack.put(index, self.multiplied(self.packed_matrix(rows, columns)))
         return stack.whole()
 
     def packed_matrix(self, rows: int, columns: int) -> PackedMatrix:

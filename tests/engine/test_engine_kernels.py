@@ -5,8 +5,6 @@ small model in bfloat16, whose roundings may differ by one step an operation.
 """
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass, replace
-from typing import Any
 
 import pytest
 import torch
@@ -17,8 +15,8 @@ from hybrid.engine.model import EngineModel
 from hybrid.engine.random_weights import random_weights
 from hybrid.gemma.config import GemmaConfig, LayerConfig
 from hybrid.kernels.launch import interpreted
-from hybrid.kernels.native import NativeMatrix, native_matrix
-from hybrid.kernels.nvfp4 import PackedMatrix
+from hybrid.kernels.native import NativeMatrix
+from hybrid.types import Activations
 from tests.interpreter import correct
 
 CANVAS, VOCABULARY, PROMPT = 16, 150, 21
@@ -49,32 +47,20 @@ def geometry() -> GemmaConfig:
     )
 
 
-FORMS = {
-    "plain": (),
-    "packed experts": ("experts",),
-    "all packed": ("experts", "mlp", "attention"),
-    "native": ("experts", "mlp", "attention"),
+ALL = "experts", "mlp", "attention"
+FORMS: dict[str, tuple[tuple[str, ...], Activations]] = {
+    "plain": ((), "float"),
+    "packed experts": (("experts",), "float"),
+    "all packed": (ALL, "float"),
+    "native": (ALL, "nvfp4"),
 }
 
 
 @pytest.fixture(scope="module", params=FORMS)
 def model(request: pytest.FixtureRequest) -> EngineModel:
     """A random model with its matrices in one of the forms that they may have."""
-    packed = FORMS[request.param]
-    weights = random_weights(geometry(), torch.device("cpu"), torch.bfloat16, packed=packed)
-    return EngineModel(geometry(), natively(weights) if request.param == "native" else weights)
-
-
-def natively(value: Any) -> Any:
-    """Weights with native matrices instead of packed ones, but for the heads'."""
-    if isinstance(value, PackedMatrix):
-        return native_matrix(value)
-    if isinstance(value, tuple):
-        return tuple(map(natively, value))
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    names = {field.name for field in fields(value)} - {"query_key_value"}
-    return replace(value, **{name: natively(getattr(value, name)) for name in names})
+    weights = random_weights(geometry(), torch.device("cpu"), torch.bfloat16, *FORMS[request.param])
+    return EngineModel(geometry(), weights)
 
 
 @pytest.fixture(autouse=True)
