@@ -16,13 +16,11 @@ from threading import Lock
 
 from hybrid.policies.latency import LatencyModel, Work
 from hybrid.policies.measurements import write_atomically
+from hybrid.policies.pace import Pace
 from hybrid.policies.records import Records
 from hybrid.types import Result
 
 MOST_BYTES = 16 << 20
-_FOLLOWED, _FOLLOWED_LONG = 0.45, 0.02  # share of an error that the pace now and at length takes
-_MOST_LOG_PACE = 3.0
-_PACE_LASTS_S = 10.0
 
 
 class History:
@@ -38,7 +36,7 @@ class History:
         self._costs, self._basis = costs, basis(costs)
         self._kept = read_records(file, self._basis) if file else Records()
         self._new = Records()
-        self._log_pace, self._long_pace, self._paced_at = 0.0, 0.0, clock()
+        self._pace = Pace(clock())
         everything = self._kept.all.work(Work())
         work = {task: record.work(everything) for task, record in self._kept.tasks.items()}
         self._latency = replace(costs, work=work, all_work=everything)
@@ -47,7 +45,7 @@ class History:
     def latency(self) -> LatencyModel:
         """The costs with all that is learned; the pace counts less the longer it was not seen."""
         with self._lock:
-            return replace(self._latency, pace=math.exp(self._current_log_pace()))
+            return replace(self._latency, pace=self._pace.at(self._clock()))
 
     @property
     def requests(self) -> int:
@@ -72,7 +70,7 @@ class History:
             everything = self._kept.all.work(Work())
             work = {**self._latency.work, task: self._kept.tasks[task].work(everything)}
             self._latency = replace(self._latency, work=work, all_work=everything)
-            self._follow_pace(log_pace - self._kept.usual_pace(mode))
+            self._pace.follow(log_pace - self._kept.usual_pace(mode), self._clock())
 
     def save(self) -> None:
         """Add what was learned since the last time to the file, and to what others wrote there."""
@@ -86,31 +84,41 @@ class History:
             if write_atomically(self._file, json.dumps(records.to_json(self._basis))):
                 self._new = Records()
 
-    def _current_log_pace(self) -> float:
-        lasts = math.exp(-max(0.0, self._clock() - self._paced_at) / _PACE_LASTS_S)
-        return self._long_pace + (self._log_pace - self._long_pace) * lasts
-
-    def _follow_pace(self, error: float) -> None:
-        """`error`: logarithm of what the request took over what one like it usually takes."""
-        error = min(max(error, -_MOST_LOG_PACE), _MOST_LOG_PACE)
-        pace = self._current_log_pace()
-        self._log_pace = pace + _FOLLOWED * (error - pace)
-        self._long_pace += _FOLLOWED_LONG * (error - self._long_pace)
-        self._paced_at = self._clock()
-
 
 def cost_of(costs: LatencyModel, result: Result) -> float:
     """Seconds that the steps and tokens of a request cost at the median; never zero."""
-    prompt, draft = result.signals.prompt_tokens, result.draft
+    draft, refine = result.draft, result.plan.refine
+    return cost_of_work(
+        costs,
+        prompt_tokens=result.signals.prompt_tokens,
+        draft_tokens=len(draft.token_ids) if draft else 0,
+        canvases=len(draft.canvases) if draft else 0,
+        steps=draft.steps if draft else 0,
+        scored_by_itself=refine.mode != "none" and refine.scorer == "self",
+        passes=result.usage.refiner_passes,
+    )
+
+
+def cost_of_work(
+    costs: LatencyModel,
+    *,
+    prompt_tokens: int,
+    draft_tokens: int,
+    canvases: int,
+    steps: int,
+    scored_by_itself: bool,
+    passes: int,
+) -> float:
+    """Seconds at the median of a draft of so many canvases and steps, and of the refiner's passes;
+    never zero.
+    """
     seconds = costs.overhead().p50_s
-    if draft is not None:
-        by_itself = result.plan.refine.mode != "none" and result.plan.refine.scorer == "self"
-        seconds += costs.prefill(prompt).p50_s + draft.steps * costs.step(prompt).p50_s
-        seconds += costs.commit(len(draft.canvases) - 1 + by_itself).p50_s
-    passes = result.usage.refiner_passes
+    if canvases:
+        seconds += costs.prefill(prompt_tokens).p50_s + steps * costs.step(prompt_tokens).p50_s
+        seconds += costs.commit(canvases - 1 + scored_by_itself).p50_s
     if passes:
-        read = prompt + (len(draft.token_ids) if draft else 0)
-        seconds += costs.read(read).p50_s + costs.write(passes - 1, 0).p50_s
+        read = costs.read(prompt_tokens + draft_tokens)
+        seconds += read.p50_s + costs.write(passes - 1, 0).p50_s
     return max(seconds, 1e-9)
 
 

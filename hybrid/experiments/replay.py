@@ -1,10 +1,12 @@
 """How another policy would have done: its decisions, and what the arms that it takes have scored.
 
 No model runs. For every recorded prompt the policy decides as it would have, with the latency
-model that the run had learned; then the recorded answer of the same settings is its answer, or one
+model that the run had learned and the machine's pace at that moment: a tight budget allows less
+where the machine was slow. Then the recorded answer of the same settings is its answer, or one
 that can be worked out of another (`derive`). Settings that were never run are missing, and said.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,15 +20,18 @@ from hybrid.experiments.records import Record, settings_key
 from hybrid.experiments.runner import arm_settings, history_path, models_key
 from hybrid.experiments.statistics import Interval, share_interval
 from hybrid.experiments.summary import Results, read_results
-from hybrid.policies.history import History
+from hybrid.policies.history import History, cost_of_work
 from hybrid.policies.latency import LatencyModel
 from hybrid.policies.measurements import costs_from_json
+from hybrid.policies.pace import Pace
 from hybrid.policies.planner import plan
 from hybrid.policies.quality import read_quality
 from hybrid.policies.schema import Policy
 from hybrid.policies.signals import gather
 from hybrid.requests import make_request
 from hybrid.types import DraftParams, Plan
+
+Place = tuple[str, int, int, int]  # see `Record.place`
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Replayed:
     worked out of others. `settings` are those of the missing plans, by label.
     """
 
-    places: Sequence[tuple[str, int, int, int]]
+    places: Sequence[Place]
     scores: Sequence[float]
     seconds: Sequence[float]
     predicted: Sequence[float]
@@ -75,9 +80,18 @@ def replay_policy(folder: Path, policy: Policy) -> Replayed:
     return replay_records(results, results.everything, policy)
 
 
-def replay_records(results: Results, records: Sequence[Record], policy: Policy) -> Replayed:
-    """A policy over these records' prompts and arms."""
-    by_place: dict[tuple[str, int, int, int], dict[str, Record]] = defaultdict(dict)
+def replay_records(
+    results: Results,
+    records: Sequence[Record],
+    policy: Policy,
+    paces: Mapping[Place, float] | None = None,
+) -> Replayed:
+    """A policy over these records' prompts and arms; `paces` are those of `find_paces`, if they are
+    known already.
+    """
+    if paces is None:
+        paces = find_paces(results, records)
+    by_place: dict[Place, dict[str, Record]] = defaultdict(dict)
     for record in records:
         usable = record.settings is not None and record.finish_reason != "budget"
         if usable and record.score is not None and record.error is None:
@@ -90,7 +104,8 @@ def replay_records(results: Results, records: Sequence[Record], policy: Policy) 
     wanted: dict[str, Mapping[str, Any]] = {}
     late = derived = 0
     for place, arms in by_place.items():
-        decision = decide(next(iter(arms.values())), policy, latency)
+        now = replace(latency, pace=paces.get(place, 1.0))
+        decision = decide(next(iter(arms.values())), policy, now)
         plans[decision.label] += 1
         settings = arm_settings(decision, policy)
         found = find(arms, settings)
@@ -107,6 +122,46 @@ def replay_records(results: Results, records: Sequence[Record], policy: Policy) 
         derived += settings_key(found.settings or {}) != settings_key(settings)
     return Replayed(
         places, scores, seconds, predicted, qualities, plans, missing, wanted, late, derived
+    )
+
+
+def find_paces(results: Results, records: Sequence[Record]) -> dict[Place, float]:
+    """The machine's pace when each of these was first made, followed as the planner does.
+
+    What is usual is the median of the same plan on the same task, of what a request took over what
+    its own steps and tokens cost.
+    """
+    known = _costs(results)
+    costs = known[_fullest(known)]
+    answered = [r for r in records if r.settings is not None and r.seconds > 0]
+    different = sorted({r.key: r for r in answered}.values(), key=lambda record: record.started)
+    logs: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for record in different:
+        logs[_kind(record)].append(math.log(record.seconds / _cost(costs, record)))
+    usual = {kind: float(np.median(found)) for kind, found in logs.items()}
+    pace = Pace(different[0].started if different else 0.0)
+    paces: dict[Place, float] = {}
+    for record in different:
+        paces.setdefault(record.place, pace.at(record.started))
+        error = math.log(record.seconds / _cost(costs, record)) - usual[_kind(record)]
+        pace.follow(error, record.started + record.seconds)
+    return paces
+
+
+def _kind(record: Record) -> tuple[str, str]:
+    """Equal for requests that should take the same, but for their own steps and tokens."""
+    return settings_key(record.settings or {}), record.task
+
+
+def _cost(costs: LatencyModel, record: Record) -> float:
+    return cost_of_work(
+        costs,
+        prompt_tokens=record.prompt_tokens,
+        draft_tokens=record.draft_tokens,
+        canvases=len(record.canvases),
+        steps=sum(steps for steps, _, _ in record.canvases),
+        scored_by_itself=False,  # the same for all of a kind
+        passes=record.passes,
     )
 
 
@@ -144,14 +199,22 @@ def as_policy(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _latency(results: Results, policy: Policy) -> LatencyModel:
-    """What the run knew of the machine and of the tasks' work, its pace forgotten.
+    """What the run knew of the machine and of the tasks' work, at a pace of 1.
 
     Of other models than the policy's, where the policy's were not run: a policy of one of two
     models decides alike.
     """
-    known = {key: costs_from_json(values) for key, values in results.about["costs"].items()}
+    known = _costs(results)
     key = models_key(policy)
     if key not in known:
-        key = max(known, key=lambda one: (known[one].step_s > 0) + (known[one].token_s > 0))
-    learned = History(known[key], history_path(results.folder, key)).latency
-    return replace(learned, pace=1.0)
+        key = _fullest(known)
+    return History(known[key], history_path(results.folder, key)).latency
+
+
+def _costs(results: Results) -> dict[str, LatencyModel]:
+    return {key: costs_from_json(values) for key, values in results.about["costs"].items()}
+
+
+def _fullest(known: Mapping[str, LatencyModel]) -> str:
+    """The models with both a drafter and a refiner, if there are any."""
+    return max(known, key=lambda one: (known[one].step_s > 0) + (known[one].token_s > 0))

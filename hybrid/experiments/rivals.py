@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hybrid.experiments.fit import Fitted, halves
 from hybrid.experiments.records import Record
-from hybrid.experiments.replay import Replayed, replay_records
+from hybrid.experiments.replay import Place, Replayed, find_paces, replay_records
 from hybrid.experiments.statistics import (
     LEVEL,
     Comparison,
@@ -128,18 +128,21 @@ def against_presets(results: Results, fitted: Fitted) -> Rivals:
     """The fitted policy against every preset; the second half of the items is only reported on."""
     chosen_by, held_out = halves(results.everything)
     presets = {name: as_preset(name, fitted) for name in preset_names()}
-    before = {name: replay_records(results, chosen_by, preset) for name, preset in presets.items()}
+    paces, held_paces = (find_paces(results, half) for half in (chosen_by, held_out))
+    before = {
+        name: replay_records(results, chosen_by, preset, paces) for name, preset in presets.items()
+    }
     limits = {name: found.latency(0.95) for name, found in before.items() if found.scores}
-    curve = _curve(results, fitted, chosen_by, [*limits.values()])
+    curve = _curve(results, fitted, chosen_by, [*limits.values()], paces)
     compared: list[Rival] = []
     unmatched: dict[str, Mapping[str, int]] = {}
     for name, preset in presets.items():
-        its = replay_records(results, held_out, preset)
+        its = replay_records(results, held_out, preset, held_paces)
         if not (its.scores and curve) or name not in limits:
             unmatched[name] = its.missing
             continue
         budget = equal_budget(limits[name], curve)
-        mine = replay_records(results, held_out, within(fitted, budget))
+        mine = replay_records(results, held_out, within(fitted, budget), held_paces)
         if set(its.places) & set(mine.places):
             compared.append(_compare(name, budget, its, mine))
         else:
@@ -176,12 +179,16 @@ def equal_budget(limit_s: float, curve: Curve) -> float:
 
 
 def _curve(
-    results: Results, fitted: Fitted, chosen_by: Sequence[Record], limits: Sequence[float]
+    results: Results,
+    fitted: Fitted,
+    chosen_by: Sequence[Record],
+    limits: Sequence[float],
+    paces: Mapping[Place, float],
 ) -> Curve:
     """The fitted policy under budgets around the presets' p95."""
     curve = {}
     for budget in np.geomspace(0.5 * min(limits), 10 * max(limits), _BUDGETS) if limits else ():
-        found = replay_records(results, chosen_by, within(fitted, float(budget)))
+        found = replay_records(results, chosen_by, within(fitted, float(budget)), paces)
         if found.scores:
             curve[float(budget)] = float(np.mean(found.qualities)), found.latency(0.95)
     return curve

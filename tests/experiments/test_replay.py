@@ -1,6 +1,7 @@
 """Policies scored without running them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from hybrid.cli import main
 from hybrid.experiments.derive import as_cascade, find
 from hybrid.experiments.records import read_records, settings_key
-from hybrid.experiments.replay import replay_policy
+from hybrid.experiments.replay import find_paces, replay_policy, replay_records
 from hybrid.experiments.summary import read_results
 from hybrid.policies.loader import load_policy, parse_policy
 from tests.experiments.conftest import TEXT
@@ -87,6 +88,35 @@ def test_a_replay_agrees_with_a_fresh_run(arms: Path, tmp_path: Path) -> None:
     low, high = replayed.interval
     assert len(replayed.scores) == len(fresh) == 90
     assert low <= sum(fresh) / len(fresh) <= high
+
+
+def test_the_pace_at_a_request_is_that_of_the_requests_before_it(arms: Path) -> None:
+    results = read_results(arms)
+    ordered = sorted(results.everything, key=lambda record: record.started)
+    slow_from = len(ordered) * 4 // 5
+    alike = [
+        replace(
+            record, started=n / 1000, seconds=0.01 if n < slow_from else 0.03,
+            prompt_tokens=10, draft_tokens=0, canvases=(), passes=5,
+        )
+        for n, record in enumerate(ordered)
+    ]  # fmt: skip
+    paces = find_paces(results, alike)
+    assert [paces[record.place] for record in alike[:slow_from]] == pytest.approx([1] * slow_from)
+    assert paces[alike[-1].place] == pytest.approx(3, rel=0.02)
+
+
+def test_a_policy_takes_less_time_where_the_machine_was_slow(arms: Path) -> None:
+    results = read_results(arms)
+    text = f"{HEAD}defaults: {{budget: 1s, draft: {{max_denoising_steps: [2, 8]}}}}\n"
+    policy = parse_policy(text, "p")
+
+    def plans(pace: float) -> dict[str, int]:
+        paces = dict.fromkeys((record.place for record in results.everything), pace)
+        return replay_records(results, results.everything, policy, paces).plans
+
+    assert plans(1e-3) == {"8 steps": 90}
+    assert plans(1e6) == {"2 steps": 90}
 
 
 def test_a_cascade_is_worked_out_of_verify_as_if_it_had_been_run(arms: Path) -> None:
