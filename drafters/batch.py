@@ -6,7 +6,7 @@ up. What goes wrong for one row ends that row alone.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from hybrid.deadline import Deadline
 from hybrid.drafters.denoise import DenoisingModel, Row
 from hybrid.drafters.device import denoiser_of
 from hybrid.drafters.noise import Draw, Noise
+from hybrid.drafters.pacing import Pacing
 from hybrid.drafters.template import Template
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.threads import Threads
@@ -69,7 +70,7 @@ class DraftBatch:
         self._denoiser = denoiser_of(model, self._cache, noise, slots)
         self._free = list(range(slots - 1, -1, -1))
         self._rows: dict[int, _Work] = {}
-        self._row_s = 0.0  # of the last step, or of reading prompts before there is one
+        self._pacing = Pacing(in_turns=model.device.type == "cpu")
         self.capacity = capacity
 
     @property
@@ -84,7 +85,12 @@ class DraftBatch:
 
     def is_urgent(self, deadline: Deadline, joining: int = 0) -> bool:
         """Whether a deadline cannot wait for a step of all rows, with those `joining`."""
-        return deadline.remaining_s < 2 * (len(self._rows) + joining) * self._row_s
+        return self._pacing.is_urgent(deadline, len(self._rows) + joining)
+
+    @property
+    def has_urgent(self) -> bool:
+        """Whether a row cannot wait for a step of all."""
+        return any(self.is_urgent(work.row.job.deadline) for work in self._rows.values())
 
     def admit(self, assignments: Sequence[Assignment]) -> list[int]:
         """Read the prompts, in one pass, and start a row for each; the rows' numbers.
@@ -92,14 +98,16 @@ class DraftBatch:
         There must be as many free rows, and capacity for each one's room.
         """
         numbers = [self._free.pop() for _ in assignments]
-        with torch.inference_mode(), Threads.of(self._model.config):
+        is_urgent = any(self.is_urgent(assignment.job.deadline) for assignment in assignments)
+        with torch.inference_mode(), Threads.of(self._model.config, is_urgent):
             for number in numbers:
                 self._model.clear_row(self._cache, number)
             started = time.perf_counter()
             jobs = [assignment.job for assignment in assignments]
             hidden = self._read([assignment.prompt for assignment in assignments], numbers, jobs)
             seconds = time.perf_counter() - started
-            self._row_s = self._row_s or seconds / len(numbers)
+            deadlines = [job.deadline for job in jobs]
+            self._pacing.joined(dict(zip(numbers, deadlines, strict=True)), seconds)
             canvases = self._random_canvases([Draw(job.seed, canvas=0, step=0) for job in jobs])
             for number, assignment, states, canvas_ids in zip(
                 numbers, assignments, hidden, canvases, strict=True
@@ -119,44 +127,55 @@ class DraftBatch:
     def step(self) -> dict[int, Draft | Exception]:
         """One denoising step; what became of the rows that have ended with it.
 
-        All rows take it, or only those with the least time if for them it would take too long.
+        All rows take it, or some; see `hybrid.drafters.pacing`. None do if meanwhile the time of
+        some has run out: they end first.
         """
-        active = self._urgent() or self._rows
-        with torch.inference_mode(), Threads.of(self._model.config):
-            started = time.perf_counter()
-            known = self._denoiser.step([work.row for work in active.values()])
-            seconds = time.perf_counter() - started
-            if active is self._rows:
-                self._row_s = seconds / len(active)
-            ended: dict[int, Draft | Exception] = {}
-            for number, work in active.items():
-                work.denoise_s += seconds
-                try:
-                    if work.row in known:
-                        self._review(work.row)
-                        self._report(work.row)
-                    work.row.job.deadline.raise_if_cancelled()
-                except Exception as error:
-                    ended[number] = error
-            alive = [work for number, work in active.items() if number not in ended]
-            ending = [work for work in alive if work.canvas_ended]
-            for row in self._denoiser.settle([w.row for w in ending if not w.row.canvas_done]):
-                self._report(row)
-            self._end_canvases(ending)
-            for number, work in active.items():
-                if number not in ended and work.finish_reason is not None:
-                    ended[number] = self._result(work, work.finish_reason)
+        config = self._model.config
+        with torch.inference_mode():
+            if any(work.canvas_ended and work.row.step for work in self._rows.values()):
+                with Threads.of(config, is_urgent=True):
+                    return self._end(stepped=())
+            turn = self._pacing.choose({n: w.row.job.deadline for n, w in self._rows.items()})
+            active = {number: self._rows.pop(number) for number in turn.rows}
+            self._rows |= active  # whoever has just had a turn is the last
+            with Threads.of(config, turn.is_urgent):
+                started = time.perf_counter()
+                known = self._denoiser.step([work.row for work in active.values()])
+                seconds = time.perf_counter() - started
+                self._pacing.stepped(turn, seconds)
+                for work in active.values():
+                    work.denoise_s += seconds
+                return self._end(active.keys(), known)
+
+    def _end(
+        self, stepped: Collection[int], known: Sequence[Row] = ()
+    ) -> dict[int, Draft | Exception]:
+        """What became of the rows that have ended, after a step of some that is `known` of some."""
+        ended: dict[int, Draft | Exception] = {}
+        for number, work in self._rows.items():
+            try:
+                if work.row in known:
+                    self._review(work.row)
+                    self._report(work.row)
+                work.row.job.deadline.raise_if_cancelled()
+            except Exception as error:
+                ended[number] = error
+        ending = [
+            work
+            for number, work in self._rows.items()
+            if number not in ended
+            and work.canvas_ended
+            and (number in stepped or work.row.step)  # else there is no draft
+        ]
+        for row in self._denoiser.settle([w.row for w in ending if not w.row.canvas_done]):
+            self._report(row)
+        self._end_canvases(ending)
+        for number, work in self._rows.items():
+            if number not in ended and work.finish_reason is not None:
+                ended[number] = self._result(work, work.finish_reason)
         for number in ended:
             self.release(number)
         return ended
-
-    def _urgent(self) -> dict[int, "_Work"]:
-        """The rows that cannot wait for a step of all: they step by themselves, which is faster."""
-        return {
-            number: work
-            for number, work in self._rows.items()
-            if self.is_urgent(work.row.job.deadline)
-        }
 
     def _read(
         self, token_ids: Sequence[Sequence[int]], rows: Sequence[int], jobs: Sequence[DraftJob]

@@ -4,13 +4,13 @@ Settings, prompts and templates are checked here, before anything runs; the work
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 import torch
 
+from hybrid.cores import available_cores
 from hybrid.drafters.batch import Assignment, CachingModel, DraftBatch
 from hybrid.drafters.noise import CounterNoise, Noise
 from hybrid.drafters.template import Template, parse_template
@@ -72,7 +72,7 @@ class DiffusionGemmaDrafter:
     def batches(self) -> int:
         """See `BatchDrafter.batches`: a small model on a CPU takes one thread a batch."""
         is_small = self.model.config.hidden_size <= SMALL_HIDDEN_SIZE
-        return (os.cpu_count() or 1) if is_small and self.model.device.type == "cpu" else 1
+        return available_cores() if is_small and self.model.device.type == "cpu" else 1
 
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Drafter.count_prompt_tokens`."""

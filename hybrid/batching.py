@@ -6,6 +6,7 @@ while it waits: whoever comes to a row too late still gets the one step that mak
 """
 
 import heapq
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Event, Thread
@@ -34,6 +35,11 @@ class _Ticket:
 
     def __lt__(self, other: "_Ticket") -> bool:
         return self.urgency < other.urgency
+
+    @property
+    def has_waited(self) -> bool:
+        """Whether its time has come, see `hybrid.turns`."""
+        return self.urgency[0] <= time.monotonic()
 
     def end(self, outcome: Draft | BaseException) -> None:
         self.outcome = outcome
@@ -150,14 +156,15 @@ class SharedDrafter:
         Those in a hurry do not wait until all others' prompts are read.
         """
         newcomers: list[_Ticket] = []
-        has_urgent = False
+        has_urgent = batch.has_urgent
         with self._changed:
             most = min(batch.free, -(-len(self._waiting) // self._threads))
             while self._waiting and len(newcomers) < most:
-                prepared = self._waiting[0].prepared
+                first = self._waiting[0]
+                prepared = first.prepared
                 if prepared.room > batch.capacity:
                     break  # it gets a larger batch once this one is empty
-                is_urgent = batch.is_urgent(prepared.job.deadline, joining=most)
+                is_urgent = first.has_waited or batch.is_urgent(prepared.job.deadline, most)
                 if has_urgent and not is_urgent:
                     break
                 has_urgent |= is_urgent

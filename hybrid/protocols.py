@@ -118,6 +118,11 @@ class DraftBatch(Protocol):
         """Whether a deadline cannot wait for a step of all rows, with those `joining`."""
         ...
 
+    @property
+    def has_urgent(self) -> bool:
+        """Whether a row cannot wait for a step of all."""
+        ...
+
     def admit(self, assignments: Sequence[Any]) -> list[int]:
         """Start a row for each prepared job; the rows' numbers."""
         ...

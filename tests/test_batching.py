@@ -102,6 +102,10 @@ class Rows:
     def is_urgent(self, deadline: Deadline, joining: int = 0) -> bool:
         return deadline.remaining_s < 1
 
+    @property
+    def has_urgent(self) -> bool:
+        return any(self.is_urgent(job.deadline) for job in self.jobs.values())
+
     def admit(self, assignments: Sequence[Ready]) -> list[int]:
         free = [number for number in range(self.slots) if number not in self.jobs]
         numbers = free[: len(assignments)]

@@ -9,49 +9,81 @@ interpreter's lock. On two cores, two batches of drafts and a refiner took five 
 step as one alone. So each waits for a core, from one step or pass to the next.
 """
 
-import os
+import heapq
+from itertools import count
 from queue import SimpleQueue
 from threading import Lock, local
 from typing import Self
 
 import torch
 
+from hybrid.cores import available_cores
 from hybrid.gemma.config import GemmaConfig
 
 SMALL_HIDDEN_SIZE = 512
 
 
-def free_cores(count: int) -> SimpleQueue[None]:
-    """So many cores, to take from the queue and put back.
+class Cores:
+    """So many cores, each with one thread at a time.
 
-    Unlike a semaphore's, its calls cannot be interrupted with a lock held: Ctrl-C in the middle of
-    one would leave every later request waiting.
+    A core that is given back goes to a thread in line, the urgent first, and cannot be taken again
+    at once by the thread that had it: a refiner's passes kept a batch of drafts waiting for 45 ms.
     """
-    cores: SimpleQueue[None] = SimpleQueue()
-    for _ in range(count):
-        cores.put(None)
-    return cores
+
+    def __init__(self, free: int) -> None:
+        self._free, self._lock, self._numbers = free, Lock(), count()
+        self._waiting: list[tuple[bool, int, SimpleQueue[None]]] = []  # a heap
+
+    def take(self, is_urgent: bool) -> None:
+        """Wait for a core."""
+        mine = (not is_urgent, next(self._numbers), SimpleQueue[None]())
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            heapq.heappush(self._waiting, mine)
+        try:
+            mine[2].get()
+        except BaseException:  # Ctrl-C
+            with self._lock:
+                if mine in self._waiting:
+                    self._waiting.remove(mine)
+                    heapq.heapify(self._waiting)
+                else:  # it has just been given one
+                    self._hand_on()
+            raise
+
+    def give_back(self) -> None:
+        """The core is for the next."""
+        with self._lock:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        if self._waiting:
+            heapq.heappop(self._waiting)[2].put(None)
+        else:
+            self._free += 1
 
 
 class Threads:
     """`with Threads.of(config):` around a model's step or pass, in any thread, nested or not."""
 
     _lock, _users, _before = Lock(), 0, 1
-    _cores, _mine = free_cores(os.cpu_count() or 1), local()
+    _cores, _mine = Cores(available_cores()), local()
 
-    def __init__(self, is_limited: bool) -> None:
-        self._is_limited = is_limited
+    def __init__(self, is_limited: bool, is_urgent: bool = False) -> None:
+        self._is_limited, self._is_urgent = is_limited, is_urgent
 
     @classmethod
-    def of(cls, config: GemmaConfig) -> Self:
+    def of(cls, config: GemmaConfig, is_urgent: bool = False) -> Self:
         """The threads that a model of this geometry is fastest with."""
-        return cls(config.hidden_size <= SMALL_HIDDEN_SIZE)
+        return cls(config.hidden_size <= SMALL_HIDDEN_SIZE, is_urgent)
 
     def __enter__(self) -> None:
         if self._is_limited:
             depth = getattr(Threads._mine, "depth", 0)
             if depth == 0:
-                Threads._cores.get()
+                Threads._cores.take(self._is_urgent)
             Threads._mine.depth = depth + 1
             with Threads._lock:
                 if Threads._users == 0:  # the setting is the whole process's, in part
@@ -66,4 +98,4 @@ class Threads:
                 torch.set_num_threads(Threads._before)
             Threads._mine.depth -= 1
             if Threads._mine.depth == 0:
-                Threads._cores.put(None)
+                Threads._cores.give_back()
