@@ -1,17 +1,19 @@
-"""Many clients at once on the embedded pair: `python benchmarks/batching.py`, about a minute.
+"""Many clients at once on the embedded pair: `python benchmarks/batching.py`, two minutes.
 
-Throughput: clients that ask one after the other, drafts only; once of the drafter alone, once of
-whole requests. Deadlines: 200 requests of all tasks
+Everything is measured with the models in this process and with a worker process a core.
+
+Throughput: clients that ask one after the other, drafts only. Deadlines: 200 requests of all tasks
 with budgets from 30 ms to 3 s, arriving from many clients; late is an answer after its budget and
 one step more.
 """
 
+import itertools
 import json
 import random
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from hybrid import Hybrid
-from hybrid.batching import SharedDrafter
-from hybrid.deadline import Deadline
-from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
-from hybrid.embedded import weights_path
+from hybrid.cores import available_cores
 from hybrid.embedded.tasks import TASKS, Instance, check, evaluation_set
 from hybrid.policies.measurements import hardware, versions
-from hybrid.protocols import DraftJob
-from hybrid.types import DraftParams, Request, Result
+from hybrid.types import Result
+
+WARMING = 16  # requests before those that count: the first ones of a process are slow
+ROUNDS, ROUND_S = 3, 3.0
 
 app = cyclopts.App(name="batching", help=__doc__)
 
@@ -40,29 +41,43 @@ def benchmark(
     """Print requests a second by number of clients, and how budgets were kept; JSON goes to OUT."""
     instances = [i for task in TASKS for i in evaluation_set(task, requests // len(TASKS) + 1)]
     random.Random(0).shuffle(instances)
-    alone, whole = drafting(instances, clients), throughput(instances, clients)
-    table = Table("clients", "drafts a second", "of one client", "requests a second", "of one")
-    for count in clients:
-        cells = (f"{rates[count]:.1f}" for rates in (alone, whole))
-        gains = (f"{rates[count] / rates[clients[0]]:.2f}" for rates in (alone, whole))
-        drafts, asked = zip(cells, gains, strict=True)
-        table.add_row(str(count), *drafts, *asked)
-    console = Console()
-    console.print(table)
-    kept = {count: deadlines(instances[:requests], count) for count in clients}
-    table = Table("clients", "answered", "in budget", "and one step", "right", "median of budget")
-    for count, row in kept.items():
-        shares = (f"{100 * row[name]:.1f} %" for name in ("in_budget", "in_budget_and_step"))
-        right, used = f"{100 * row['right']:.0f} %", f"{100 * row['median_use']:.0f} %"
-        table.add_row(str(count), f"{row['answered']:.0f}", *shares, right, used)
-    console.print(table)
+    places = {"this process": 0, "workers": available_cores()}
+    rates = {name: throughput(instances, clients, workers) for name, workers in places.items()}
+    kept = {
+        name: {count: deadlines(instances[:requests], count, workers) for count in clients}
+        for name, workers in places.items()
+    }
+    show(rates, kept)
     record: dict[str, Any] = {"benchmark": "batching", "device": hardware()}
-    record |= {"versions": versions(), "commit": commit(), "drafting": alone}
-    record |= {"throughput": whole, "deadlines": kept}
+    record |= {"versions": versions(), "commit": commit(), "cores": available_cores()}
+    record |= {"throughput": rates, "deadlines": kept}
     line = json.dumps(record)
     print(line)
     if out:
         out.write_text(line + "\n")
+
+
+def show(
+    rates: Mapping[str, Mapping[int, float]],
+    kept: Mapping[str, Mapping[int, Mapping[str, float]]],
+) -> None:
+    """Both tables."""
+    console = Console()
+    table = Table("models in", "clients", "requests a second", "of one client")
+    for place, row in rates.items():
+        one = next(iter(row.values()))
+        for count, rate_ in row.items():
+            table.add_row(place, str(count), f"{rate_:.1f}", f"{rate_ / one:.2f}")
+    console.print(table)
+    table = Table(
+        "models in", "clients", "answered", "in budget", "and one step", "right", "median of budget"
+    )
+    for place, loads in kept.items():
+        for count, load in loads.items():
+            shares = (f"{100 * load[name]:.1f} %" for name in ("in_budget", "in_budget_and_step"))
+            right, used = f"{100 * load['right']:.0f} %", f"{100 * load['median_use']:.0f} %"
+            table.add_row(place, str(count), f"{load['answered']:.0f}", *shares, right, used)
+    console.print(table)
 
 
 def commit() -> str:
@@ -71,44 +86,45 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
-def drafting(instances: Sequence[Instance], clients: Sequence[int]) -> dict[int, float]:
-    """Drafts a second by number of clients of one drafter, without anything around it."""
-    drafter = SharedDrafter(DiffusionGemmaDrafter.from_directory(weights_path("drafter")))
+def throughput(
+    instances: Sequence[Instance], clients: Sequence[int], workers: int
+) -> dict[int, float]:
+    """Requests a second by number of clients, under the preset that only drafts.
 
-    def ask(instance: Instance) -> None:
-        params = DraftParams(max_denoising_steps=16)
-        drafter.draft([DraftJob(Request(instance.prompt), params, 1, 32, Deadline())])
-
-    ask(instances[0])
-    return {count: rate(ask, instances, count) for count in clients}
-
-
-def throughput(instances: Sequence[Instance], clients: Sequence[int]) -> dict[int, float]:
-    """Requests a second by number of clients, under the preset that only drafts."""
-    with Hybrid.from_policy("draft_only") as hybrid:
-
-        def ask(instance: Instance) -> None:
-            hybrid.generate(instance.prompt, seed=1)
-
-        ask(instances[0])
-        return {count: rate(ask, instances, count) for count in clients}
+    The numbers take turns, so that the machine's changes of pace hit all alike.
+    """
+    answered, seconds = dict.fromkeys(clients, 0), dict.fromkeys(clients, 0.0)
+    with Hybrid.from_policy("draft_only", workers=workers) as hybrid:
+        prompts = itertools.cycle([instance.prompt for instance in instances])
+        hybrid.generate_batch([next(prompts) for _ in range(WARMING)])
+        for _ in range(ROUNDS):
+            for count in clients:
+                started = time.perf_counter()
+                answered[count] += ask_on(hybrid, prompts, count, started + ROUND_S)
+                seconds[count] += time.perf_counter() - started
+    return {count: answered[count] / seconds[count] for count in clients}
 
 
-def rate(ask: Callable[[Instance], None], instances: Sequence[Instance], clients: int) -> float:
-    """Instances asked for a second, by so many clients."""
-    started = time.perf_counter()
+def ask_on(hybrid: Hybrid, prompts: Iterator[str], clients: int, until: float) -> int:
+    """How many requests are answered while so many clients ask one after the other."""
+
+    def client(number: int) -> int:
+        answers = 0
+        while time.perf_counter() < until:
+            hybrid.generate(next(prompts), seed=1)
+            answers += 1
+        return answers
+
     with ThreadPoolExecutor(clients) as threads:
-        for _ in threads.map(ask, instances):
-            pass
-    return len(instances) / (time.perf_counter() - started)
+        return sum(threads.map(client, range(clients)))
 
 
-def deadlines(instances: Sequence[Instance], clients: int) -> dict[str, float]:
+def deadlines(instances: Sequence[Instance], clients: int, workers: int) -> dict[str, float]:
     """How 200 mixed budgets were kept under the balanced preset."""
     rng = random.Random(1)
     budgets = [0.03 * 100 ** rng.random() for _ in instances]
-    with Hybrid.from_policy("balanced") as hybrid:
-        hybrid.generate(instances[0].prompt)
+    with Hybrid.from_policy("balanced", workers=workers) as hybrid:
+        hybrid.generate_batch([instance.prompt for instance in instances[:WARMING]])
 
         def ask(pair: tuple[Instance, float]) -> tuple[Result, float]:
             started = time.perf_counter()

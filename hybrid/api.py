@@ -4,11 +4,8 @@ Models load at the first request, outside its budget. Requests from several thre
 drafter's denoising steps; each has the answer that its seed would have had alone.
 """
 
-import gc
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
 from threading import Lock
@@ -17,20 +14,19 @@ from typing import Self, Unpack
 
 from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
 
-from hybrid.backends import Models, load_models
-from hybrid.batching import SLOTS, share
+from hybrid.backends import Models
+from hybrid.batching import SLOTS
 from hybrid.errors import BackendError, RequestError
 from hybrid.event_stream import EventStream
-from hybrid.pipeline import Custom, Emit, Pipeline
-from hybrid.policies.calibration import load_or_measure
-from hybrid.policies.history import History
+from hybrid.local import Local
+from hybrid.pipeline import Custom, Emit
 from hybrid.policies.loader import load_policy, preset_names
-from hybrid.policies.measurements import history_file
 from hybrid.policies.rules import PythonRule
 from hybrid.policies.schema import Policy
 from hybrid.policies.watch import WatchedPolicy
 from hybrid.requests import Options, Prompt, make_request
 from hybrid.types import Event, Finished, Plan, Request, Result, SignalValue
+from hybrid.workers.pool import Workers
 
 MAX_IN_FLIGHT = 256
 
@@ -49,6 +45,10 @@ class Hybrid:
     Any number of threads may ask at once: their drafts are denoised together. Above
     `max_in_flight` requests the next one is refused at once, with a BackendError that says that a
     retry can help.
+
+    `workers` are processes that hold the models instead of this one, each with its share of the
+    cores: more requests a second from a small model on a CPU, for its memory once more each.
+    `signals`, `rule` and checks must then be functions of a module that can be imported.
     """
 
     def __init__(
@@ -59,13 +59,15 @@ class Hybrid:
         signals: Mapping[str, Callable[[Request], SignalValue]] | None = None,
         rule: PythonRule | None = None,
         max_in_flight: int = MAX_IN_FLIGHT,
+        workers: int = 0,
     ) -> None:
+        if workers < 0 or (workers and models is not None):
+            allowed = "at least 0, and 0 for models that are handed over: they stay in this process"
+            raise RequestError("workers", workers, allowed)
         self._policy = policy
-        self._models = models
-        self._custom = Custom(signals or {}, rule)
-        self._pipeline: Pipeline | None = None
-        self._latency_basis = ""
-        self._lock, self._turn = Lock(), Lock()
+        custom = Custom(signals or {}, rule)
+        self._host = Workers(workers, custom) if workers else Local(custom, models)
+        self._lock = Lock()
         self._in_flight, self._max_in_flight = 0, max_in_flight
 
     @classmethod
@@ -77,6 +79,7 @@ class Hybrid:
         signals: Mapping[str, Callable[[Request], SignalValue]] | None = None,
         rule: PythonRule | None = None,
         max_in_flight: int = MAX_IN_FLIGHT,
+        workers: int = 0,
     ) -> Self:
         """Under a preset's name, a policy file or a policy; raises PolicyError. Loads no model.
 
@@ -89,7 +92,7 @@ class Hybrid:
             found: Policy | WatchedPolicy = policy
         else:
             found = WatchedPolicy(policy) if watch else load_policy(policy)
-        return cls(found, signals=signals, rule=rule, max_in_flight=max_in_flight)
+        return cls(found, signals=signals, rule=rule, max_in_flight=max_in_flight, workers=workers)
 
     @property
     def policy(self) -> Policy:
@@ -99,7 +102,7 @@ class Hybrid:
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result:
         """The answer to a prompt, a conversation or a Request."""
-        return self._answer(prompt, options, lambda event: None, Flag())
+        return self._answer(prompt, options, None, Flag())
 
     def generate_batch(self, prompts: Iterable[Prompt], **options: Unpack[Options]) -> list[Result]:
         """The answers to many prompts, in their order, drafted together.
@@ -122,26 +125,21 @@ class Hybrid:
     def explain(self, prompt: Prompt, **options: Unpack[Options]) -> Plan:
         """The decision that `generate` would take, with what was rejected and why."""
         request = make_request(prompt, options)
-        with self._lock:
-            return self._ready().plan(request, self._in_flight)[1]
+        return self._host.explain(request, self.policy)
 
     @property
     def latency_basis(self) -> str:
         """How and when the costs that plans are predicted with were measured; loads the models."""
-        with self._lock:
-            self._ready()
-            return self._latency_basis
+        return self._host.load(self.policy)
 
     def load(self) -> Self:
         """Load the models now instead of at the first request."""
-        with self._lock:
-            self._ready()
+        self._host.load(self.policy)
         return self
 
     def close(self) -> None:
         """Keep what was learned and let go of the models; the next request loads them again."""
-        with self._lock:
-            self._let_go()
+        self._host.close()
 
     def __enter__(self) -> Self:
         return self
@@ -154,45 +152,21 @@ class Hybrid:
     ) -> None:
         self.close()
 
-    def _answer(self, prompt: Prompt, options: Options, emit: Emit, cancelled: Flag) -> Result:
-        request = make_request(prompt, options)
+    def _answer(
+        self, prompt: Prompt, options: Options, emit: Emit | None, cancelled: Flag
+    ) -> Result:
+        request, policy = make_request(prompt, options), self.policy
         with self._lock:
-            pipeline, load = self._ready(), self._in_flight
-            if load >= self._max_in_flight:
-                message = f"{load} requests are being answered, as many as are allowed at once"
+            if self._in_flight >= self._max_in_flight:
+                count = f"{self._in_flight} requests are being answered"
+                message = f"{count}, as many as are allowed at once"
                 raise BackendError("queue", message, retryable=True)
             self._in_flight += 1
         try:
-            with self._turn if pipeline.is_exclusive else nullcontext():
-                return pipeline.answer(request, emit, cancelled, load)
+            return self._host.answer(request, policy, emit, cancelled)
         finally:
             with self._lock:
                 self._in_flight -= 1
-
-    def _ready(self) -> Pipeline:
-        policy, before = self.policy, self._pipeline
-        if before is None or before.policy.models != policy.models:
-            models = self._models or load_models(policy.models.drafter, policy.models.refiner)
-            self._let_go()
-            measured = load_or_measure(policy, models.drafter, models.refiner)
-            history = History(measured.costs, history_file(policy))
-            shared = replace(models, drafter=share(models.drafter))
-            self._pipeline = Pipeline(policy, shared, measured.costs, self._custom, history)
-            self._latency_basis = measured.description
-            # What is loaded stays. To look through it for garbage stops all requests for 95 ms.
-            gc.freeze()
-        elif before.policy is not policy:
-            self._pipeline = replace(before, policy=policy)
-        assert self._pipeline is not None
-        return self._pipeline
-
-    def _let_go(self) -> None:
-        if self._pipeline is None:
-            return
-        if self._pipeline.history is not None:
-            self._pipeline.history.save()
-        self._pipeline = None
-        gc.unfreeze()
 
 
 class AsyncHybrid:
@@ -210,11 +184,17 @@ class AsyncHybrid:
         signals: Mapping[str, Callable[[Request], SignalValue]] | None = None,
         rule: PythonRule | None = None,
         max_in_flight: int = MAX_IN_FLIGHT,
+        workers: int = 0,
     ) -> Self:
         """See `Hybrid.from_policy`."""
         return cls(
             Hybrid.from_policy(
-                policy, watch=watch, signals=signals, rule=rule, max_in_flight=max_in_flight
+                policy,
+                watch=watch,
+                signals=signals,
+                rule=rule,
+                max_in_flight=max_in_flight,
+                workers=workers,
             )
         )
 

@@ -20,6 +20,10 @@ from dataclasses import dataclass
 class HybridError(Exception):
     """Base of all errors that hybrid raises on purpose."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exception's own would call __init__ with the message, which here takes its parts.
+        return _again, (type(self), self.args, self.__dict__)
+
 
 class RequestError(HybridError):
     """A request that cannot be answered as asked; nothing was run."""
@@ -82,6 +86,16 @@ class DeadlineExceeded(HybridError):
 
 class Cancelled(HybridError):
     """The caller cancelled; the work stopped at the next denoising step or token."""
+
+
+def _again(
+    kind: type[HybridError], arguments: tuple[object, ...], state: dict[str, object]
+) -> HybridError:
+    """An error that was pickled."""
+    error = kind.__new__(kind)
+    error.args = arguments
+    error.__dict__.update(state)
+    return error
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:

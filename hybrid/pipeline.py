@@ -4,7 +4,6 @@ Every step leaves an answer behind that the next may only improve: once a draft 
 failing refiner nor a deadline can lose it.
 """
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from threading import Event as Flag
 from hybrid.backends import Models
 from hybrid.batching import SharedDrafter
 from hybrid.checks import DoesNotRepeat, examine, failed_names
+from hybrid.cores import available_cores
 from hybrid.deadline import Deadline
 from hybrid.errors import (
     BackendError,
@@ -78,7 +78,7 @@ class Pipeline:
     latency: LatencyModel
     custom: Custom = Custom()
     history: History | None = None
-    refining: Turns = field(default_factory=lambda: Turns(max(1, (os.cpu_count() or 1) - 1)))
+    refining: Turns = field(default_factory=lambda: Turns(max(1, available_cores() - 1)))
 
     @property
     def is_exclusive(self) -> bool:
@@ -86,31 +86,38 @@ class Pipeline:
         return not isinstance(self.models.drafter, SharedDrafter | None)
 
     def answer(
-        self, request: Request, emit: Emit, cancelled: Flag | None = None, load: int = 0
+        self,
+        request: Request,
+        emit: Emit | None = None,
+        cancelled: Flag | None = None,
+        load: int = 0,
+        started: float | None = None,
     ) -> Result:
         """The whole life of one request; `emit` gets every event as it happens.
 
         `load` is how many others are being answered; `emit` may be called from another thread.
+        The budget runs from `started` on the monotonic clock, now if it is None.
         Raises RequestError before anything runs, Cancelled once `cancelled` is set,
         DeadlineExceeded only if the policy says `on_deadline: fail`, and BackendError if no answer
         could be had at all.
         """
-        work = _Work(self._phrased(request))
+        work = _Work(self._phrased(request), time.monotonic() if started is None else started)
         work.signals, work.plan = self.plan(request, load)
         work.finish("plan")
-        emit(Planned(work.signals, work.plan))
+        tell = emit or _nobody
+        tell(Planned(work.signals, work.plan))
         deadline = Deadline.after(work.plan.budget_s, work.started, cancelled)
 
         if work.plan.draft is not None:
             work.draft = self._draft(work, deadline, emit)
             work.draft_checks = examine(request.checks, work.draft.text)
-            emit(Drafted(work.draft))
+            tell(Drafted(work.draft))
         work.finish("draft")
 
         self._refine(work, deadline)
         work.examine()
         if work.refinement and work.draft and work.refinement.edits:
-            emit(Patched(work.refinement))
+            tell(Patched(work.refinement))
         work.finish("refine")
 
         work.notes += self._warnings(request, work.request)
@@ -121,7 +128,7 @@ class Pipeline:
             self.history.learn(result)
         if result.finish_reason == "budget" and self.policy.on_deadline == "fail":
             raise DeadlineExceeded(f"no complete answer within {work.plan.budget_s} s")
-        emit(Finished(result))
+        tell(Finished(result))
         return result
 
     def plan(self, request: Request, load: int = 0) -> tuple[Signals, Plan]:
@@ -145,12 +152,14 @@ class Pipeline:
         latency = self.history.latency if self.history else self.latency
         return signals, plan(request, signals, self.policy, latency, quality, said)
 
-    def _draft(self, work: "_Work", deadline: Deadline, emit: Callable[[Denoised], None]) -> Draft:
+    def _draft(
+        self, work: "_Work", deadline: Deadline, on_step: Callable[[Denoised], None] | None
+    ) -> Draft:
         assert self.models.drafter is not None and work.plan.draft is not None
         refining, refiner, most = work.plan.refine, self.models.refiner, work.plan.max_new_tokens
         if refining.mode == "guide" and refiner is not None:
             work.guide = RefinerGuide(refiner, work.request, refining, most, deadline)
-        job = work.job(deadline, emit)
+        job = work.job(deadline, on_step)
         count = refining.drafts if refining.mode == "best_of" else 1
         more = [replace(job, seed=(work.seed + n) % 2**63, on_step=None) for n in range(1, count)]
         draft, *work.more_drafts = self.models.drafter.draft([job, *more])
@@ -237,12 +246,16 @@ def _signal(name: str, value: SignalValue) -> SignalValue:
     return value
 
 
+def _nobody(event: Event) -> None:
+    """Nobody listens."""
+
+
 @dataclass(slots=True)
 class _Work:
     """What is known of a request so far, and when each stage was done."""
 
     request: Request
-    started: float = field(default_factory=time.monotonic)
+    started: float
     finished: dict[str, float] = field(default_factory=dict)
     seed: int = 0
     signals: Signals = field(init=False)

@@ -1,0 +1,97 @@
+"""The workers of one `Hybrid`: each request goes to the one that has the fewest.
+
+Time is the machine's monotonic clock, which all processes share: a budget runs on the way, too.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event as Flag
+from threading import Lock
+from typing import cast
+
+from hybrid.cores import available_cores
+from hybrid.pipeline import Custom, Emit
+from hybrid.policies.schema import ModelsSection, Policy
+from hybrid.types import Finished, Plan, Request, Result
+from hybrid.workers.messages import Answer, Explain, Load, pickled
+from hybrid.workers.process import WorkerProcess
+
+
+class Workers:
+    """`count` processes that share the processor's cores; each request goes to the least busy.
+
+    Raises RequestError if the application's signals or its rule cannot be sent.
+    """
+
+    def __init__(self, count: int, custom: Custom) -> None:
+        self._count, self._custom = count, pickled("signals and rule", custom)
+        self._workers: list[WorkerProcess] = []
+        self._models: ModelsSection | None = None
+        self._lock = Lock()
+
+    def answer(
+        self,
+        request: Request,
+        policy: Policy,
+        emit: Emit | None = None,
+        cancelled: Flag | None = None,
+    ) -> Result:
+        """See `Pipeline.answer`; a BackendError that can be retried if the process died."""
+        pickle = pickled("checks", request)
+        with self._least_busy(policy) as worker:
+            question = Answer(pickle, time.monotonic(), emit is not None)
+            result: Result = worker.ask(question, policy, emit, cancelled)
+        if emit is not None:
+            emit(Finished(result))
+        return result
+
+    def explain(self, request: Request, policy: Policy) -> Plan:
+        """The decision that `answer` would take."""
+        question = Explain(pickled("checks", request))
+        with self._least_busy(policy) as worker:
+            plan: Plan = worker.ask(question, policy)
+        return plan
+
+    def load(self, policy: Policy) -> str:
+        """See `Local.load`."""
+        with self._lock:
+            return self._load(policy)
+
+    def close(self) -> None:
+        """Let all end what they do and keep what they learned, one after the other."""
+        with self._lock:
+            for worker in self._workers:
+                worker.close()
+            self._workers = []
+
+    @contextmanager
+    def _least_busy(self, policy: Policy) -> Iterator[WorkerProcess]:
+        with self._lock:
+            alive = [worker for worker in self._workers if worker.is_alive]
+            if len(alive) < self._count or policy.models != self._models:
+                self._load(policy)
+            worker = min(self._workers, key=lambda worker: worker.in_flight)
+            worker.in_flight += 1
+        try:
+            yield worker
+        finally:
+            with self._lock:
+                worker.in_flight -= 1
+
+    def _load(self, policy: Policy) -> str:
+        """Start who is missing. The first may measure the machine, so it loads alone."""
+        self._workers = [worker for worker in self._workers if worker.is_alive]
+        cores = max(1, available_cores() // self._count)
+        missing = self._count - len(self._workers)
+        started = [WorkerProcess(cores) for _ in range(missing)]
+        load = Load(self._custom)
+        try:
+            bases = [worker.ask(load, policy) for worker in (*self._workers, *started)]
+        except BaseException:
+            for worker in started:
+                worker.close()
+            raise
+        self._workers += started
+        self._models = policy.models
+        return cast(str, bases[0])
