@@ -53,7 +53,7 @@ def run(
     from hybrid.experiments.arms import list_arms
     from hybrid.experiments.definition import load_experiment
     from hybrid.experiments.items import list_items
-    from hybrid.experiments.records import ABOUT, has_records, read_about, read_records, recording
+    from hybrid.experiments.records import ABOUT, read_about, recording
     from hybrid.experiments.runner import Bench, list_cells, run_cells
 
     experiment, document = load_experiment(file)
@@ -61,12 +61,10 @@ def run(
     items = list_items(experiment.tasks, file.parent)
     cells = list_cells(arms, items, experiment.seeds, experiment.repeats)
     folder = out or Path("runs") / experiment.name
-    recorded = read_records(folder) if has_records(folder) else []
-    known = {record.key for record in recorded if record.error is None}
-    todo = [cell for cell in cells if cell.key not in known]
     before = read_about(folder) if (folder / ABOUT).is_file() else {}
     bench = Bench(folder, before.get("costs"))
     if dry_run:
+        todo = _unrecorded(cells, folder)
         _tell(cells, todo, bench.predicted_s(todo[:_SAMPLE]), folder)
         return
     for arm in arms:
@@ -74,6 +72,7 @@ def run(
     about = describe(experiment, file.read_text("utf-8"), arms, items, bench.costs)
     errors = 0
     with recording(folder, about) as recorder, _progress() as progress:
+        todo = _unrecorded(cells, folder)  # only now does nobody else add to them
         bar = progress.add_task(experiment.name, total=len(cells), completed=len(cells) - len(todo))
 
         def done(record: Any) -> None:
@@ -85,8 +84,17 @@ def run(
     console = Terminal()
     console.print(f"{len(cells)} requests recorded in {folder}, {len(todo)} of them now")
     if errors:
-        console.print(f"{errors} of them failed or could not be judged: see `error` in the records")
+        console.print(f"{errors} of them failed or were not judged: see `error` and `score_error`")
     console.print(f"next: hybrid experiment report {folder}")
+
+
+def _unrecorded(cells: "Sequence[Cell]", folder: Path) -> "list[Cell]":
+    """What was not answered yet, failed, or could not be judged."""
+    from hybrid.experiments.records import has_records, read_records
+
+    recorded = read_records(folder) if has_records(folder) else []
+    done = {r.key for r in recorded if r.error is None and r.score_error is None}
+    return [cell for cell in cells if cell.key not in done]
 
 
 @app.command
@@ -120,7 +128,7 @@ def replay(experiment: Path, *, policy: Annotated[list[str], Parameter(negative=
 
     folder = _folder(experiment)
     table = Table("policy", "requests", "right (95 %)", *_SHARES, "in time", "plans")
-    lines = []
+    lines = [] if any(folder.glob("latency-*.json")) else [_UNLEARNED]
     for name in policy:
         found = replay_policy(folder, load_policy(name))
         plans = ", ".join(f"{label}: {count}" for label, count in found.plans.most_common(3))
@@ -152,6 +160,9 @@ def _numbers(found: "Replayed") -> list[str]:
 
 
 _SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+_UNLEARNED = (
+    "no latency-*.json, which a run writes as it ends: plans are as on a machine just measured"
+)
 _SAMPLE = 2000  # cells that are planned for an estimate
 
 

@@ -50,7 +50,7 @@ class PolicyArms(Section):
 
     policy: str | None = Field(default=None, description="A preset's name or a policy file.")
     inline: dict[str, Any] | None = Field(default=None, description="A policy, written here.")
-    vary: dict[str, list[Any]] = Field(
+    vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         default={}, description="Values by the field's path, such as defaults.budget."
     )
 

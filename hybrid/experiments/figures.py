@@ -19,6 +19,7 @@ from hybrid.experiments.theme import Drawing, Theme, milliseconds, panels
 
 Point = tuple[float, float, Interval]  # a setting, the share of right answers, its interval
 Change = tuple[int, int, int]  # fixed, harmed, answers
+_MANY = 1000  # points, which are drawn smaller than few
 _DIGIT, _GAP = 0.046, 0.045  # of a small axis: the width of a digit, and room between numbers
 
 
@@ -183,13 +184,15 @@ def _signed(value: float) -> str:
 
 
 def predictions(records: Sequence[Record]) -> Drawing:
-    """Predicted median against what requests took, and how many kept the predicted p95."""
-    known = [r for r in records if r.error is None and r.predicted_p50_s > 0 and r.seconds > 0]
-    predicted = 1e3 * np.array([record.predicted_p50_s for record in known])
-    actual = 1e3 * np.array([record.seconds for record in known])
-    modes = np.array([record.mode for record in known])
-    kept = np.mean([record.seconds <= record.predicted_p95_s for record in known])
+    """Predicted median against what requests took, and how many kept the predicted p95; all of
+    them were answered and predicted.
+    """
+    predicted = 1e3 * np.array([record.predicted_p50_s for record in records])
+    actual = 1e3 * np.array([record.seconds for record in records])
+    modes = np.array([record.mode for record in records])
+    kept = np.mean([record.seconds <= record.predicted_p95_s for record in records])
     error = float(np.median(np.abs(np.log(actual / predicted))))
+    size, alpha = (4, 0.3) if len(records) > _MANY else (16, 0.7)
 
     def drawing(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
@@ -199,14 +202,14 @@ def predictions(records: Sequence[Record]) -> Drawing:
         for place, mode in enumerate(dict.fromkeys(modes)):
             colour, _ = theme.series(place)
             axes.scatter(
-                predicted[modes == mode], actual[modes == mode], s=4, alpha=0.3, linewidths=0,
+                predicted[modes == mode], actual[modes == mode], s=size, alpha=alpha, linewidths=0,
                 color=colour, label=mode, rasterized=True,
             )  # fmt: skip
         axes.set_xlim(low * 0.8, high * 1.25)
         axes.set_ylim(low * 0.8, high * 1.25)
         axes.set_title(
             f"half within {100 * (math.exp(error) - 1):.0f} % of the prediction; "
-            f"{100 * kept:.1f} % keep the predicted p95 (n = {len(known):,})"
+            f"{100 * kept:.1f} % keep the predicted p95 (n = {len(records):,})"
         )
         milliseconds(axes)
         milliseconds(axes, "y")

@@ -38,15 +38,16 @@ def pictures(
     """The pictures that the experiment has data for."""
     chosen = results.about["experiment"].get("frontier") or [*results.groups()]
     groups = {
-        group: [(_label(results, arm), summaries[arm]) for arm in arms]
+        group: [(_label(results, arm), summaries[arm]) for arm in arms if summaries[arm].is_known]
         for group, arms in results.groups().items()
         if group in chosen
     }
-    yield (
-        "frontier", "Right answers against median latency, with 95 % intervals of both; "
-        f"{_asked({'': summaries})} a point. Labels are the values that a policy was varied over.",
-        frontier(groups), (8.4, 5.0),
-    )  # fmt: skip
+    if any(groups.values()):
+        yield (
+            "frontier", "Right answers against median latency, with 95 % intervals of both; "
+            f"{_asked({'': summaries})} a point. Labels are the values that a policy was varied "
+            "over.", frontier(groups), (8.4, 5.0),
+        )  # fmt: skip
     yield from _curves(results, by_task)
     drafted = [r for r in results.everything if r.cap is not None and r.canvases]
     unrefined = [record for record in drafted if record.mode == "none"]
@@ -69,17 +70,18 @@ def pictures(
             "draw all drafts of a prompt together; n: prompts; ECE: expected calibration error.",
             reliability(judged), (8.4, 0.8 + 1.75 * rows),
         )  # fmt: skip
-    yield (
-        "predictions", "What the planner predicted, and what the requests took. A policy without "
-        "tasks predicts the same for all of them. The axes leave out one request in a thousand at "
-        "either end.",
-        predictions(results.everything), (6.4, 5.2),
-    )  # fmt: skip
+    predicted = [r for r in results.everything if r.error is None and r.predicted_p50_s > 0]
+    if predicted:
+        yield (
+            "predictions", "What the planner predicted, and what the requests took. A policy "
+            "without tasks predicts the same for all of them. The axes leave out one request in a "
+            "thousand at either end.", predictions(predicted), (6.4, 5.2),
+        )  # fmt: skip
 
 
 def _asked(by_task: ByTask) -> str:
     """How many requests the numbers of a policy are of."""
-    counts = [one.count for found in by_task.values() for one in found.values()]
+    counts = [one.count for found in by_task.values() for one in found.values() if one.count]
     low, high = min(counts), max(counts)
     return f"{low:,} requests" if low == high else f"{low:,} to {high:,} requests"
 
@@ -87,7 +89,11 @@ def _asked(by_task: ByTask) -> str:
 def _curves(results: Results, by_task: ByTask) -> Iterator[Picture]:
     """Quality over every numeric field that a grid went over, all its grids in one picture."""
     baseline = results.about["baseline"]
-    alone = {task: found[baseline].accuracy for task, found in by_task.items() if baseline in found}
+    alone = {
+        task: found[baseline].accuracy
+        for task, found in by_task.items()
+        if baseline in found and found[baseline].count
+    }
     by_path: dict[str, dict[str, dict[str, list[Point]]]] = {}
     for group, path, lines_by_task in _grids(results, by_task):
         for task, points in lines_by_task.items():
@@ -154,7 +160,8 @@ def _grids(results: Results, by_task: ByTask) -> Iterator[tuple[str, str, dict[s
                 if one is not None and one.count:
                     found[task].append((value, one.accuracy, one.accuracy_interval))
         else:
-            yield group, path, {task: sorted(points) for task, points in found.items()}
+            if found:
+                yield group, path, {task: sorted(points) for task, points in found.items()}
 
 
 def _steps(records: Sequence[Record]) -> tuple[int, dict[str, list[int]]]:

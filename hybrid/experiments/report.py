@@ -7,16 +7,18 @@ beside it, and each of them from the records with that policy's name.
 import base64
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
 from hybrid.errors import CheckpointError
 from hybrid.experiments.fit import fit
-from hybrid.experiments.pictures import pictures
+from hybrid.experiments.pictures import ByTask, pictures
 from hybrid.experiments.rivals import against_presets
 from hybrid.experiments.summary import (
     Results,
@@ -69,35 +71,61 @@ def write_report(folder: Path) -> Path:
         summary["fitted"] = {
             one.name: {**asdict(one), "verdict": one.verdict} for one in rivals.compared
         }
-    figures = folder / "figures"
-    figures.mkdir(exist_ok=True)
+    tables = [*all_tables(results, summaries, compared, by_task, aup), *fitted]
+    file = folder / "report.html"
+    try:
+        shown = _draw(results, summaries, by_task, folder / "figures")
+        text = json.dumps(_finite(summary), indent=1) + "\n"
+        (folder / "summary.json").write_text(text, "utf-8")
+        file.write_text(_page(results, summaries, shown, tables), "utf-8")
+    except OSError as error:
+        message = f"cannot be written: {error.strerror}"
+        raise CheckpointError(str(error.filename or folder), message) from None
+    return file
+
+
+def _draw(
+    results: Results, summaries: Mapping[str, Summary], by_task: ByTask, folder: Path
+) -> list[dict[str, Any]]:
+    """The pictures, drawn into a folder, as the page shows them."""
+    folder.mkdir(exist_ok=True)
     shown = []
     for name, caption, drawing, size in pictures(results, summaries, by_task):
-        files = draw(drawing, size, figures / name)
+        files = draw(drawing, size, folder / name)
         themes = {file.stem.rpartition("-")[2]: _embed(file) for file in files}
         shown.append({"caption": caption, "width": round(_PIXELS * size[0]), **themes})
-    (folder / "summary.json").write_text(json.dumps(_finite(summary), indent=1) + "\n", "utf-8")
+    return shown
+
+
+def _page(
+    results: Results,
+    summaries: Mapping[str, Summary],
+    shown: Sequence[Mapping[str, Any]],
+    tables: Sequence[Table],
+) -> str:
+    unjudged = [one.score_error for one in results.everything if one.score_error]
     templates = Environment(loader=PackageLoader("hybrid.experiments", ""), autoescape=True)
-    page = templates.get_template("report.html.jinja").render(
+    return templates.get_template("report.html.jinja").render(
         about=results.about,
         results=results,
+        unjudged=len(unjudged),
+        why=Counter(unjudged).most_common(1)[0][0] if unjudged else "",
         machines=[machine.removesuffix(" []") for machine in results.machines],
         pictures=shown,
         answers=[best_under([*summaries.values()]), fastest_above([*summaries.values()])],
-        tables=[*all_tables(results, summaries, compared, by_task, aup), *fitted],
+        tables=tables,
         count=len({record.key for record in results.everything}),
     )
-    file = folder / "report.html"
-    file.write_text(page, "utf-8")
-    return file
 
 
 def _parallelism(results: Results, summaries: Mapping[str, Summary]) -> Iterator[tuple[str, float]]:
     """AUP of every grid over denoising steps."""
     for group, arms in results.groups().items():
         if len(arms) > 1 and all(_STEPS in path for arm in arms for path in results.values(arm)):
-            points = [(summaries[a].tokens_per_forward, 100 * summaries[a].accuracy) for a in arms]
-            yield group, area_under_parallelism(points)
+            found = [summaries[arm] for arm in arms if summaries[arm].count]
+            if found:
+                points = [(one.tokens_per_forward, 100 * one.accuracy) for one in found]
+                yield group, area_under_parallelism(points)
 
 
 def _embed(file: Path) -> str:

@@ -162,7 +162,7 @@ def run_cells(
 
     Every policy first answers one that is not recorded, because the first is slower. Interrupted,
     it waits for nothing: what is not recorded is made by the next run, and so is what ended with an
-    error.
+    error or could not be judged.
     """
     for cell in {cell.arm.digest: cell for cell in cells}.values():
         answer(bench.pipeline(cell.arm), cell)
@@ -309,7 +309,7 @@ def _judge(record: Record, item: Item, result: Result, pipeline: Pipeline) -> Re
             of_draft = float(drafted)
         if not math.isfinite(of_answer):
             raise ValueError(f"the scorer said {of_answer}")
-    except Exception as error:  # whatever a scorer raises, a user's above all
+    except (Exception, SystemExit) as error:  # whatever a scorer raises, a user's above all
         return replace(record, score_error=f"{type(error).__name__}: {error}")
     return replace(record, score=of_answer, draft_score=of_draft)
 

@@ -60,6 +60,11 @@ class Summary:
     failed: int
     unjudged: int
 
+    @property
+    def is_known(self) -> bool:
+        """Whether anything was answered and judged; if not, most numbers are nan."""
+        return self.count > self.failed and math.isfinite(self.p50_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Results:
@@ -201,9 +206,12 @@ def comparisons(results: Results) -> dict[str, tuple[Comparison, float, float]]:
 
 
 def pareto(summaries: Sequence[Summary]) -> list[Summary]:
-    """Policies that no other beats in both accuracy and median latency, the fastest first."""
+    """Policies that no other beats in both accuracy and median latency, the fastest first; those of
+    which nothing could be judged are left out.
+    """
     front: list[Summary] = []
-    for one in sorted(summaries, key=lambda summary: (summary.p50_s, -summary.accuracy)):
+    judged = [one for one in summaries if one.is_known]
+    for one in sorted(judged, key=lambda summary: (summary.p50_s, -summary.accuracy)):
         if not front or one.accuracy > front[-1].accuracy:
             front.append(one)
     return front

@@ -38,8 +38,9 @@ def best_under(summaries: Sequence[Summary]) -> Table:
     """The most accurate policy whose p95 is below a limit; limits that change nothing left out."""
     rows: list[Row] = []
     best: Summary | None = None
-    for limit in sorted({_round_up(one.p95_s) for one in summaries}):
-        within = [one for one in summaries if one.p95_s <= limit]
+    judged = [one for one in summaries if one.is_known]
+    for limit in sorted({_round_up(one.p95_s) for one in judged}):
+        within = [one for one in judged if one.p95_s <= limit]
         found = max(within, key=lambda one: (one.accuracy, -one.p50_s))
         if found != best:
             rows.append(
@@ -105,7 +106,9 @@ def all_tables(
             {
                 "policy": arm,
                 **{
-                    task: f"{100 * found[arm].accuracy:.0f}" if arm in found else _NONE
+                    task: f"{100 * found[arm].accuracy:.0f}"
+                    if arm in found and found[arm].count
+                    else _NONE
                     for task, found in by_task.items()
                 },
             }
@@ -159,15 +162,15 @@ def _rival(one: Rival) -> Row:
 
 def _quality(one: Summary, results: Results) -> Row:
     requests = str(one.count)
-    if one.failed or one.unjudged:
-        requests += f", {one.failed} failed, {one.unjudged} not judged"
+    requests += f", {one.failed} failed" if one.failed else ""
+    requests += f", {one.unjudged} not judged" if one.unjudged else ""
     return {
         "policy": one.arm,
         "requests": requests,
         "right": _share(one),
         "p50": _time(one.p50_s, one.p50_interval),
         "p95": _time(one.p95_s, one.p95_interval),
-        "in time": f"{100 * one.in_time:.1f} %",
+        "in time": _per_cent(one.in_time, 1),
         "time a right answer": format_duration(one.seconds_per_right)
         if math.isfinite(one.seconds_per_right)
         else "never",
@@ -210,11 +213,15 @@ def _drafting(one: Summary) -> Row:
 
 
 def _share(one: Summary) -> str:
+    if not one.count:
+        return _NONE
     low, high = one.accuracy_interval
     return f"{100 * one.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _time(seconds: float, interval: tuple[float, float]) -> str:
+    if math.isnan(seconds):
+        return _NONE
     low, high = (1e3 * bound for bound in interval)
     digits = 1 if seconds < 0.1 else 0
     return f"{1e3 * seconds:.{digits}f} ms ({low:.{digits}f} to {high:.{digits}f})"
@@ -234,5 +241,5 @@ def _number(value: float, digits: int = 1) -> str:
     return _NONE if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _per_cent(value: float) -> str:
-    return _NONE if math.isnan(value) else f"{100 * value:.0f} %"
+def _per_cent(value: float, digits: int = 0) -> str:
+    return _NONE if math.isnan(value) else f"{100 * value:.{digits}f} %"

@@ -70,6 +70,7 @@ def test_a_wrong_value_in_a_grid_is_found_with_its_line() -> None:
         (("name: small", "nam: small"), "3:1: nam: unknown key; did you mean 'name'?"),
         (("tasks: {file: items.jsonl}", "tasks: []"), "tasks: expected a list of at least one"),
         (("tasks: {file: items.jsonl}\n", ""), "tasks is missing"),
+        (("steps: [1, 2, 4]", "steps: []"), "expected a list of at least one, not []"),
         (("{file: items.jsonl}", "{file: items.jsonl, embedded: all}"), "one of them"),
         (("{refine: {mode: none}}", "{refine: {mode: non}}"), "did you mean 'none'"),
         (("baseline: refiner", "baseline: refine"), "did you mean 'refiner'?"),

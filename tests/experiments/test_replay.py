@@ -163,5 +163,16 @@ def test_the_command_replays_and_names_what_is_missing(
     assert main([*command, "--policy", str(tmp_path / "other.yaml")]) == 0
     shown = capsys.readouterr().out
     assert "AR alone: 90" in shown
+    assert "latency-*.json" not in shown
     assert "5 steps was never run (90 requests)" in shown
     assert '{"draft": {"max_denoising_steps": 5}, "refine": {"mode": "none"}}' in shown
+
+
+def test_a_replay_says_if_nothing_was_learned_of_latency(
+    run_small: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = run_small()
+    (learned,) = where.glob("latency-*.json")
+    learned.unlink()
+    assert main(["experiment", "replay", str(where), "--policy", "refiner_only"]) == 0
+    assert "no latency-*.json, which a run writes as it ends" in capsys.readouterr().out

@@ -107,6 +107,53 @@ def test_the_report_is_one_page_with_its_pictures(run_small: Run) -> None:
     assert read_results(where).about["text"].splitlines()[2] in page
 
 
+LATE = """
+version: 1
+name: late
+tasks: {file: items.jsonl}
+policies:
+  late: {inline: {defaults: {budget: 1us}, on_deadline: fail}}
+"""
+ALONE = """\
+  alone:
+    inline: {defaults: {refine: {mode: none}}}
+    vary: {defaults.draft.max_denoising_steps: [1, 2]}
+"""
+
+
+def test_answers_that_nobody_can_judge_and_policies_that_never_answer_are_said(
+    run_small: Run, folder: Path
+) -> None:
+    lines = (folder / "items.jsonl").read_text()
+    (folder / "items.jsonl").write_text(lines.replace('"a"', '"a", "scorer": "numeric"'))
+    page = write_report(run_small(LATE + ALONE)).read_text("utf-8")
+    shown = re.sub(r'"data:[^"]*"', "", page)
+    assert "6 answers could not be judged" in shown
+    assert re.search("most often: ValueError: the reference .* has no number", shown)
+    assert "<td>6, 6 failed</td>" in shown and "<td>3, 3 not judged</td>" in shown
+    assert "nan" not in shown
+
+
+def test_a_report_of_nothing_that_was_judged_has_what_was_measured(run_small: Run) -> None:
+    text = (LATE + ALONE).replace("{file: items.jsonl}", "{file: items.jsonl, scorer: numeric}")
+    page = write_report(run_small(text)).read_text("utf-8")
+    assert page.count("<figure>") == 2  # steps and predictions
+    assert "nan" not in re.sub(r'"data:[^"]*"', "", page)
+
+
+def test_a_report_of_nothing_but_failures_is_still_a_page(run_small: Run) -> None:
+    page = write_report(run_small(LATE)).read_text("utf-8")
+    assert "<figure>" not in page
+    assert "0.0 % (0.0 to 39.0)" in page  # six requests
+
+
+def test_a_report_that_cannot_be_written_is_said(run_small: Run) -> None:
+    where = run_small()
+    (where / "figures").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"figures: cannot be written: File exists"):
+        write_report(where)
+
+
 def test_every_number_is_in_the_summary_and_follows_from_the_records(run_small: Run) -> None:
     where = run_small()
     write_report(where)

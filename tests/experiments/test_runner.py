@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from hybrid.backends import Models
 from hybrid.cli import main
 from hybrid.errors import BackendError, CheckpointError
 from hybrid.experiments.definition import Load
@@ -28,7 +29,7 @@ from hybrid.experiments.records import (
     recording,
 )
 from hybrid.experiments.summary import read_results
-from tests.experiments.conftest import ANSWERS, TEXT
+from tests.experiments.conftest import ANSWERS, TEXT, scripted_models
 
 Run = Callable[..., Path]
 CELLS = 5 * len(ANSWERS)
@@ -172,6 +173,53 @@ def test_a_scorer_that_raises_is_recorded_and_not_fatal(run_small: Run) -> None:
     assert len(records) == CELLS and len(broken) == 5
     assert broken[0].score is None
     assert broken[0].score_error == "ZeroDivisionError: my scorer broke"
+
+
+BROKEN = {"is": True}
+
+
+def leaving(prompt: str, reference: str, text: str) -> float:
+    if BROKEN["is"]:
+        sys.exit("this scorer was written as a program")
+    return 1.0
+
+
+def test_what_could_not_be_judged_is_made_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hybrid.experiments.runner.load_models", scripted_models)
+    wanted = f"{{file: items.jsonl, scorer: '{__name__}:leaving'}}"
+    (folder / "small.yaml").write_text(TEXT.replace("{file: items.jsonl}", wanted))
+    command = ["experiment", "run", str(folder / "small.yaml"), "--out", str(folder / "out")]
+    monkeypatch.setitem(BROKEN, "is", True)
+    assert main(command) == 0
+    broken = read_records(folder / "out")
+    assert {one.score_error for one in broken} == {
+        "SystemExit: this scorer was written as a program"
+    }
+    monkeypatch.setitem(BROKEN, "is", False)
+    assert main(command) == main(command) == 0
+    assert {one.score for one in read_records(folder / "out")} == {1.0}
+    assert len((folder / "out" / RECORDS).read_bytes().splitlines()) == 2 * CELLS
+
+
+def test_what_another_run_records_while_models_are_loaded_is_not_made_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "small.yaml").write_text(TEXT)
+    command = ["experiment", "run", str(folder / "small.yaml"), "--out", str(folder / "out")]
+    loaded: list[object] = []
+
+    def load(*chosen: Any) -> Models:
+        loaded.append(chosen)
+        if len(loaded) == 1:
+            assert main(command) == 0  # the other run, from its beginning to its end
+        return scripted_models(*chosen)
+
+    monkeypatch.setattr("hybrid.experiments.runner.load_models", load)
+    assert main(command) == 0
+    assert len(loaded) == 2
+    assert len((folder / "out" / RECORDS).read_bytes().splitlines()) == CELLS
 
 
 def test_a_request_that_fails_is_recorded_and_made_again(run_small: Run, folder: Path) -> None:
