@@ -17,10 +17,11 @@ from threading import Lock
 from hybrid.policies.latency import LatencyModel, Work
 from hybrid.policies.measurements import write_atomically
 from hybrid.policies.pace import Pace
-from hybrid.policies.records import Records
+from hybrid.policies.records import USUAL_LEVEL, Records
 from hybrid.types import Result
 
 MOST_BYTES = 16 << 20
+_LEVEL_FOLLOWS, _LEAST_LEVEL, _MOST_LEVEL = 0.01, 0.9, 0.995
 
 
 class History:
@@ -37,6 +38,7 @@ class History:
         self._kept = read_records(file, self._basis) if file else Records()
         self._new = Records()
         self._pace = Pace(clock())
+        self._level = USUAL_LEVEL
         everything = self._kept.all.work(Work())
         work = {task: record.work(everything) for task, record in self._kept.tasks.items()}
         self._latency = replace(costs, work=work, all_work=everything)
@@ -67,8 +69,13 @@ class History:
             log_pace = math.log(timing.total_s / cost_of(self._costs, result))
             for records in (self._kept, self._new):
                 records.add(result, corrected, log_pace)
-            everything = self._kept.all.work(Work())
-            work = {**self._latency.work, task: self._kept.tasks[task].work(everything)}
+            if timing.budget_s is None or timing.predicted_p95_s <= timing.budget_s:
+                self._level = next_level(self._level, timing.total_s > timing.predicted_p95_s)
+            everything = self._kept.all.work(Work(), self._level)
+            work = {
+                **self._latency.work,
+                task: self._kept.tasks[task].work(everything, self._level),
+            }
             self._latency = replace(self._latency, work=work, all_work=everything)
             self._pace.follow(log_pace - self._kept.usual_pace(mode), self._clock())
 
@@ -83,6 +90,17 @@ class History:
             records.extend(self._new)
             if write_atomically(self._file, json.dumps(records.to_json(self._basis))):
                 self._new = Records()
+
+
+def next_level(level: float, is_late: bool) -> float:
+    """The quantile of past errors to add to a p95, after a prediction that was exceeded or not.
+
+    Exactly one in twenty is exceeded at length, whatever errors are like: the planner prefers plans
+    that look faster than they are, so the 95th percentile of errors is exceeded by 7 of 100
+    (adaptive conformal inference, Gibbs and Candès 2021).
+    """
+    level += _LEVEL_FOLLOWS * (is_late - (1 - USUAL_LEVEL))
+    return min(max(level, _LEAST_LEVEL), _MOST_LEVEL)
 
 
 def cost_of(costs: LatencyModel, result: Result) -> float:

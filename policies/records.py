@@ -14,6 +14,7 @@ from hybrid.policies.latency import Lengths, Quantiles, Work, cap_range, quantil
 from hybrid.types import RefineMode, Result
 
 VERSION, WINDOW, MOST_TASKS = 1, 100, 64
+USUAL_LEVEL = 0.95  # of a p95
 _ENOUGH_FOR_MEDIAN, _ENOUGH_FOR_P95 = 6, 20
 _NONE = Quantiles(1.0, 1.0)
 
@@ -67,8 +68,11 @@ class Record:
             for key, values in new.items():
                 mine.setdefault(key, _window()).extend(values)
 
-    def work(self, others: Work) -> Work:
-        """What follows; where a correction is known from too few requests, that of `others`."""
+    def work(self, others: Work, level: float = USUAL_LEVEL) -> Work:
+        """What follows; where a correction is known from too few requests, that of `others`.
+
+        `level` is the quantile of the errors that corrects a p95.
+        """
         shares = {cap: _quantiles(values) for cap, values in self.used.items()}
         written = {key: _quantiles(values) for key, values in self.written.items()}
         return Work(
@@ -77,7 +81,7 @@ class Record:
             used={cap: share for cap, share in shares.items() if share},
             written={key: share for key, share in written.items() if share},
             corrections={
-                mode: _correction(errors, others.corrections.get(mode, _NONE))
+                mode: _correction(errors, level, others.corrections.get(mode, _NONE))
                 for mode, errors in self.errors.items()
             },
         )
@@ -176,12 +180,14 @@ def _quantiles(values: Sequence[float]) -> Quantiles | None:
     return Quantiles(quantile(values, 0.5), quantile(values, 0.95))
 
 
-def _correction(errors: Sequence[tuple[float, float]], others: Quantiles) -> Quantiles:
+def _correction(
+    errors: Sequence[tuple[float, float]], level: float, others: Quantiles
+) -> Quantiles:
     p50, p95 = others.p50, others.p95
     if len(errors) >= _ENOUGH_FOR_MEDIAN:
         p50 = math.exp(quantile((median for median, _ in errors), 0.5))
     if len(errors) >= _ENOUGH_FOR_P95:
-        p95 = math.exp(quantile((slow for _, slow in errors), 0.95))
+        p95 = math.exp(quantile((slow for _, slow in errors), level))
     return Quantiles(p50, p95)
 
 
