@@ -101,8 +101,9 @@ class Signals:
 
     A task is `recognised` by the model's own knowledge of its prompts, or `classified` from the
     words; `task_confidence` (0 to 1) is how sure that is. `load` is how many other requests are
-    being answered, `constraints` how many checks the answer must pass; `custom` are the
-    application's own.
+    being answered, `constraints` how many checks the answer must pass; `amount` the sum of the
+    whole numbers that the last message names ("list 5 metals"), which may tell how long the answer
+    is; `custom` are the application's own.
     """
 
     prompt_tokens: int
@@ -113,6 +114,7 @@ class Signals:
     constraints: int = 0
     task_confidence: float = 1.0
     load: int = 0
+    amount: int = 0
     custom: Mapping[str, SignalValue] = field(default_factory=dict)
 
 

@@ -5,13 +5,14 @@ are medians with a 95th percentile, and plain floats. The two are kept apart bec
 pace changes within seconds and a task's work does not.
 """
 
-from bisect import bisect
+from bisect import bisect, bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from hybrid.types import RefineMode
 
-_NEAREST = 15  # prompts of like length that tell an answer's; a line misses tasks of two kinds
+NEAREST = 15  # requests that are alike tell an answer's length; a line misses tasks of two kinds
 _LONGER_ANSWER = 1.5  # p95 of an answer's length, relative to the expected one
 
 
@@ -36,16 +37,20 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens of prompts and of their answers, seen of a task, sorted by the prompt's."""
+    """Tokens of answers seen of a task, sorted by what tells them best: the tokens of their prompts
+    or the amounts that those name (see `Signals`).
+    """
 
-    prompts: tuple[int, ...]
+    tells: Literal["prompt_tokens", "amount"]
+    places: tuple[int, ...]
     answers: tuple[int, ...]
 
-    def expect(self, prompt_tokens: int) -> Quantiles:
-        """Tokens of an answer: as of the prompts nearest in length."""
-        at = bisect(self.prompts, prompt_tokens) - _NEAREST // 2
-        at = max(0, min(at, len(self.answers) - _NEAREST))
-        nearest = self.answers[at : at + _NEAREST]
+    def expect(self, prompt_tokens: int, amount: int) -> Quantiles:
+        """Tokens of an answer: as of the requests nearest in what tells it."""
+        place = amount if self.tells == "amount" else prompt_tokens
+        at = (bisect_left(self.places, place) + bisect(self.places, place) - NEAREST) // 2
+        at = max(0, min(at, len(self.answers) - NEAREST))
+        nearest = self.answers[at : at + NEAREST]
         return Quantiles(max(1.0, quantile(nearest, 0.5)), max(1.0, quantile(nearest, 0.95)))
 
 
@@ -135,11 +140,13 @@ class LatencyModel:
         steps = Latency(canvases * steps_p50 * step.p50_s, canvases * cap * step.p95_s)
         return start + steps
 
-    def lengths(self, task: str | None, prompt_tokens: int, expected: int, most: int) -> Quantiles:
+    def lengths(
+        self, task: str | None, prompt_tokens: int, amount: int, expected: int, most: int
+    ) -> Quantiles:
         """An answer's tokens, at most `most`: as learned of the task, else around `expected`."""
         known = self.work.get(task)
         if known and known.lengths:
-            tokens = known.lengths.expect(prompt_tokens)
+            tokens = known.lengths.expect(prompt_tokens, amount)
         else:
             tokens = Quantiles(expected, expected * _LONGER_ANSWER)
         return Quantiles(min(tokens.p50, most), min(tokens.p95, most))

@@ -10,12 +10,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from hybrid.policies.latency import Lengths, Quantiles, Work, cap_range, quantile
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from hybrid.policies.latency import NEAREST, Lengths, Quantiles, Work, cap_range, quantile
 from hybrid.types import RefineMode, Result
 
 VERSION, WINDOW, MOST_TASKS = 1, 100, 64
 USUAL_LEVEL = 0.95  # of a p95
 _ENOUGH_FOR_MEDIAN, _ENOUGH_FOR_P95 = 6, 20
+_CLEARLY = (
+    0.8  # of what prompts' lengths miss, amounts may miss to be what tells an answer's length
+)
 _NONE = Quantiles(1.0, 1.0)
 
 
@@ -27,12 +33,13 @@ def _window() -> deque[Any]:
 class Record:
     """One task's latest requests.
 
-    `lengths` are pairs of prompt and answer tokens; `used` and `written` are shares as in `Work`;
-    `errors` are logarithms of what a request took over its uncorrected prediction, p50 and p95.
+    `lengths` are prompt tokens, amounts (see `Signals`) and answer tokens; `used` and `written` are
+    shares as in `Work`; `errors` are logarithms of what a request took over its uncorrected
+    prediction, p50 and p95.
     """
 
     requests: int = 0
-    lengths: deque[tuple[int, int]] = field(default_factory=_window)
+    lengths: deque[tuple[int, int, int]] = field(default_factory=_window)
     used: dict[int, deque[float]] = field(default_factory=dict)
     written: dict[tuple[RefineMode, int], deque[float]] = field(default_factory=dict)
     errors: dict[RefineMode, deque[tuple[float, float]]] = field(default_factory=dict)
@@ -44,7 +51,9 @@ class Record:
         is_cut = result.finish_reason == "budget"
         if not is_cut:
             if not result.signals.blank_tokens:
-                self.lengths.append((result.signals.prompt_tokens, len(result.token_ids)))
+                signals = result.signals
+                length = signals.prompt_tokens, signals.amount, len(result.token_ids)
+                self.lengths.append(length)
             if draft and plan.draft:
                 cap = plan.draft.max_denoising_steps
                 self.used.setdefault(cap_range(cap), _window()).append(draft.steps / cap)
@@ -99,7 +108,7 @@ class Record:
     @classmethod
     def from_json(cls, values: Any) -> "Record":
         """What `to_json` wrote; raises ValueError, TypeError or KeyError for anything else."""
-        lengths = [(_count(prompt), _count(tokens)) for prompt, tokens in values["lengths"]]
+        lengths = [_length(numbers) for numbers in values["lengths"]]
         written = {}
         for key, shares in values["written"].items():
             mode, _, cap = key.partition("/")
@@ -191,11 +200,34 @@ def _correction(
     return Quantiles(p50, p95)
 
 
-def _lengths(pairs: Sequence[tuple[int, int]]) -> Lengths | None:
-    if len(pairs) < _ENOUGH_FOR_MEDIAN:
+def _lengths(seen: Sequence[tuple[int, int, int]]) -> Lengths | None:
+    if len(seen) < _ENOUGH_FOR_MEDIAN:
         return None
-    prompts, answers = zip(*sorted(pairs), strict=True)
-    return Lengths(prompts, answers)
+    by_prompt = Lengths("prompt_tokens", *_sorted((prompt, answer) for prompt, _, answer in seen))
+    by_amount = Lengths("amount", *_sorted((amount, answer) for _, amount, answer in seen))
+    is_told = _missed(by_amount.answers) < _CLEARLY * _missed(by_prompt.answers)
+    return by_amount if is_told else by_prompt
+
+
+def _sorted(pairs: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    places, answers = zip(*sorted(pairs), strict=True)
+    return places, answers
+
+
+def _missed(answers: Sequence[int]) -> float:
+    """Tokens by which those nearest in order miss an answer's, in all."""
+    here = np.asarray(answers)
+    count = min(NEAREST, len(here))
+    medians = np.median(sliding_window_view(here, count), axis=-1)
+    places = np.clip(np.arange(len(here)) - count // 2, 0, len(medians) - 1)
+    return float(np.abs(here - medians[places]).sum())
+
+
+def _length(numbers: Sequence[Any]) -> tuple[int, int, int]:
+    if len(numbers) not in (2, 3):
+        raise ValueError(numbers)
+    prompt, answer = _count(numbers[0]), _count(numbers[-1])
+    return prompt, _count(numbers[1]) if len(numbers) == 3 else 0, answer  # 2: before amounts
 
 
 def _rounded(values: Iterable[float]) -> list[float]:

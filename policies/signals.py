@@ -1,5 +1,6 @@
 """Cheap facts about a request; decisions are the planner's."""
 
+import re
 from collections.abc import Callable, Mapping
 
 from hybrid.errors import RequestError, did_you_mean
@@ -8,6 +9,7 @@ from hybrid.policies.schema import Policy
 from hybrid.types import Request, Signals, SignalValue, TaskSource
 
 _LEAST_CONFIDENCE = 0.5  # below it, the defaults serve better than a guess
+_NUMBER, _READ_CHARACTERS, _MOST_AMOUNT = re.compile(r"\d{1,9}", re.ASCII), 4096, 10**9
 
 
 def gather(
@@ -37,8 +39,14 @@ def gather(
         constraints=len(request.checks),
         task_confidence=confidence,
         load=load,
+        amount=_amount(request.conversation[-1].content),
         custom=custom or {},
     )
+
+
+def _amount(text: str) -> int:
+    numbers = _NUMBER.findall(text, 0, _READ_CHARACTERS)
+    return min(_MOST_AMOUNT, sum(map(int, numbers)))
 
 
 def _task(

@@ -222,7 +222,7 @@ def test_a_pipeline_with_a_history_learns_from_every_answer() -> None:
     expected = pipeline.plan(Request("say it"))[1].predicted
     assert expected != make_pipeline("generate").plan(Request("say it"))[1].predicted
     tokens = len(ANSWERS["say it"]) + 1
-    assert history.latency.lengths(None, 6, 99, 256).p50 == tokens
+    assert history.latency.lengths(None, 6, 0, 99, 256).p50 == tokens
 
 
 def test_an_answer_that_the_policy_refuses_is_learned_from_too() -> None:

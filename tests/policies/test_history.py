@@ -121,8 +121,8 @@ def test_the_value_given_to_the_planner_does_not_change(make_result: MakeResult)
     for _ in range(30):
         history.learn(make_result(tokens=9))
     assert before.work == {}
-    assert before.lengths("sums", 20, 5, 64).p50 == 5
-    assert history.latency.lengths("sums", 20, 5, 64).p50 == 9
+    assert before.lengths("sums", 20, 0, 5, 64).p50 == 5
+    assert history.latency.lengths("sums", 20, 0, 5, 64).p50 == 9
 
 
 def test_many_threads_learn_together(make_result: MakeResult) -> None:
@@ -150,7 +150,7 @@ def test_what_is_learned_is_kept(tmp_path: Path, make_result: MakeResult) -> Non
         history.learn(make_result(0.05, tokens=9))
     history.save()
     found = History(COSTS, file).latency
-    assert found.lengths("sums", 20, 5, 64).p50 == 9
+    assert found.lengths("sums", 20, 0, 5, 64).p50 == 9
     known, kept = history.latency.work["sums"], found.work["sums"]
     assert kept.corrections["none"].p50 == pytest.approx(known.corrections["none"].p50, rel=1e-3)
     assert kept.used == known.used

@@ -17,7 +17,7 @@ from hybrid.policies.latency import (
 )
 
 COSTS = LatencyModel(0.0, 0.01, 0.001, 0.002, 0.003, 0.004, 0.0005, 0.006, 1.5, 32)
-LINE = Lengths(tuple(range(100)), tuple(range(100, 200)))
+LINE = Lengths("prompt_tokens", tuple(range(100)), tuple(range(100, 200)))
 
 
 def test_a_draft_is_prefill_steps_and_commits() -> None:
@@ -52,17 +52,24 @@ def test_a_part_may_spread_more_than_all_do() -> None:
 
 def test_an_answer_is_as_long_as_those_of_prompts_of_like_length() -> None:
     costs = replace(COSTS, work={"sums": Work(lengths=LINE)})
-    assert costs.lengths("sums", 50, 9, 1000).p50 == pytest.approx(150, abs=2)
-    assert costs.lengths("sums", 50, 9, 1000).p95 == pytest.approx(157, abs=2)
-    assert costs.lengths("sums", 10_000, 9, 1000).p50 == pytest.approx(192, abs=2)
-    assert costs.lengths("sums", 0, 9, 1000).p50 == pytest.approx(107, abs=2)
-    assert costs.lengths("sums", 50, 9, 64) == Quantiles(64, 64)
+    assert costs.lengths("sums", 50, 0, 9, 1000).p50 == pytest.approx(150, abs=2)
+    assert costs.lengths("sums", 50, 0, 9, 1000).p95 == pytest.approx(157, abs=2)
+    assert costs.lengths("sums", 10_000, 0, 9, 1000).p50 == pytest.approx(192, abs=2)
+    assert costs.lengths("sums", 0, 0, 9, 1000).p50 == pytest.approx(107, abs=2)
+    assert costs.lengths("sums", 50, 0, 9, 64) == Quantiles(64, 64)
+
+
+def test_an_answer_is_as_long_as_those_of_like_amounts_where_these_tell_it() -> None:
+    lengths = Lengths("amount", (2,) * 40 + (5,) * 40, (6,) * 40 + (15,) * 40)
+    costs = replace(COSTS, work={"list": Work(lengths=lengths)})
+    assert costs.lengths("list", 99, 2, 9, 1000) == Quantiles(6, 6)
+    assert costs.lengths("list", 1, 5, 9, 1000) == Quantiles(15, 15)
 
 
 def test_an_unknown_tasks_answer_is_as_long_as_the_policy_expects() -> None:
     costs = replace(COSTS, work={"sums": Work(lengths=LINE)}, all_work=Work(lengths=LINE))
-    assert costs.lengths("chat", 50, 10, 1000) == Quantiles(10, 15)
-    assert costs.lengths(None, 50, 10, 12) == Quantiles(10, 12)
+    assert costs.lengths("chat", 50, 0, 10, 1000) == Quantiles(10, 15)
+    assert costs.lengths(None, 50, 0, 10, 12) == Quantiles(10, 12)
 
 
 def test_corrections_are_the_tasks_then_those_of_all_then_none() -> None:

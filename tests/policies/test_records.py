@@ -2,7 +2,9 @@
 
 import json
 import math
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -73,7 +75,29 @@ def test_a_request_cut_short_counts_only_where_it_was_late_already(make_result: 
 def test_old_requests_are_forgotten(make_result: MakeResult) -> None:
     record = learn(*[make_result(tokens=1)] * 200, *[make_result(tokens=9)] * WINDOW)
     assert record.requests == 200 + WINDOW
-    assert {tokens for _, tokens in record.lengths} == {9}
+    assert {tokens for *_, tokens in record.lengths} == {9}
+
+
+@pytest.mark.parametrize("tells", ["prompt_tokens", "amount"])
+def test_what_tells_an_answers_length_is_found(make_result: MakeResult, tells: str) -> None:
+    rng, results = random.Random(2), []
+    for _ in range(WINDOW):
+        prompt, amount = rng.randint(5, 30), rng.randint(1, 9)
+        result = make_result(tokens=3 * (amount if tells == "amount" else prompt))
+        signals = replace(result.signals, prompt_tokens=prompt, amount=amount)
+        results.append(replace(result, signals=signals))
+    lengths = learn(*results).work(Work()).lengths
+    assert lengths is not None
+    assert lengths.tells == tells
+    assert lengths.expect(7, 7).p50 == pytest.approx(21, abs=4)
+
+
+def test_lengths_kept_before_there_were_amounts_are_read(make_result: MakeResult) -> None:
+    values = learn(*[make_result(tokens=4)] * 9).to_json()
+    values["lengths"] = [[prompt, answer] for prompt, _, answer in values["lengths"]]
+    lengths = Record.from_json(values).work(Work()).lengths
+    assert lengths is not None
+    assert lengths.expect(20, 0).p50 == 4
 
 
 def test_records_are_written_and_read(make_result: MakeResult) -> None:
@@ -126,6 +150,7 @@ def test_a_full_record_is_small(make_result: MakeResult) -> None:
         {"requests": -1},
         {"requests": "many"},
         {"lengths": [[1]]},
+        {"lengths": [[1, 2, 3, 4]]},
         {"lengths": [[1, -1]]},
         {"used": {"four": [0.5]}},
         {"used": {"4": [float("nan")]}},
