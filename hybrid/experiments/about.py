@@ -51,8 +51,14 @@ def describe(
 
 
 def _near(argument: str) -> str:
-    """A path as seen from where the command was run: records are shown to others."""
-    return os.path.relpath(argument) if os.path.isabs(argument) else argument
+    """A path as seen from where the command was run, of others the name: records are shown to
+    others.
+    """
+    option, equals, path = argument.rpartition("=") if argument[:1] == "-" else ("", "", argument)
+    if not os.path.isabs(path):
+        return argument
+    near = os.path.relpath(path)
+    return option + equals + (os.path.basename(path) if near.startswith(os.pardir) else near)
 
 
 def _describe(arm: Arm) -> dict[str, Any]:

@@ -337,5 +337,8 @@ def test_a_command_is_recorded_without_this_machines_folders(
     run_small: Run, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["hybrid", "experiment", "run", str(folder / "a.yaml")])
-    assert read_about(run_small())["command"] == ["experiment", "run", "a.yaml"]
+    given = [str(folder / "a.yaml"), f"--out={folder / 'runs' / 'a'}", "--out", "/elsewhere/b"]
+    monkeypatch.setattr(sys, "argv", ["hybrid", "experiment", "run", *given])
+    assert read_about(run_small())["command"] == [
+        "experiment", "run", "a.yaml", "--out=runs/a", "--out", "b",
+    ]  # fmt: skip
