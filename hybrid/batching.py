@@ -9,7 +9,7 @@ import heapq
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Condition, Event, Thread
+from threading import Event, Lock, Thread
 from typing import cast
 
 from hybrid.protocols import BatchDrafter, DraftBatch, Drafter, DraftJob, Prepared
@@ -72,8 +72,9 @@ class SharedDrafter:
         self._drafter, self._batches = drafter, drafter.batches
         self._slots = -(-slots // self._batches)
         self._waiting: list[_Ticket] = []  # a heap
-        self._changed = Condition()
+        self._lock = Lock()
         self._threads = 0
+        self._idle: list[Event] = []  # of threads, to be woken by; the last to have worked is last
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -101,13 +102,11 @@ class SharedDrafter:
     def draft(self, jobs: Sequence[DraftJob]) -> list[Draft]:
         """See `Drafter.draft`; callers' jobs are denoised together with everybody else's."""
         tickets = [_Ticket(self._drafter.prepare(job), urgency(job.deadline)) for job in jobs]
-        with self._changed:
+        with self._lock:
             for ticket in tickets:
                 heapq.heappush(self._waiting, ticket)
-            self._changed.notify_all()
-            for _ in range(min(len(jobs), self._batches - self._threads)):
-                self._threads += 1
-                Thread(target=self._work, name="hybrid-drafter", daemon=True).start()
+            for _ in range(min(len(jobs), self._batches)):
+                self._call_a_thread()
         try:
             return [ticket.wait() for ticket in tickets]
         except BaseException:  # also Ctrl-C: nobody waits for the other rows any more
@@ -133,17 +132,37 @@ class SharedDrafter:
                     ticket.end(error)
                 batch, rows = None, {}
 
+    def _call_a_thread(self) -> None:
+        """Wake the thread that worked last, or start another if there may be more.
+
+        One client is best served by one thread, whose memory is warm: with two that took turns a
+        request took 9.6 instead of 8.4 ms, and its time varied by 4 instead of 1.5 %.
+        """
+        if self._idle:
+            self._idle.pop().set()
+        elif self._threads < self._batches:
+            self._threads += 1
+            Thread(target=self._work, name="hybrid-drafter", daemon=True).start()
+
     def _wait(self) -> bool:
         """Wait until somebody asks; False, and the thread must end, if nobody does."""
-        with self._changed:
-            if self._changed.wait_for(lambda: self._waiting, _IDLE_S):
+        woken = Event()
+        with self._lock:
+            if self._waiting:
                 return True
-            self._threads -= 1
-            return False
+            self._idle.append(woken)
+        if woken.wait(_IDLE_S):
+            return True
+        with self._lock:
+            if woken in self._idle:
+                self._idle.remove(woken)
+                self._threads -= 1
+                return False
+        return True  # just now
 
     def _large_enough(self, batch: DraftBatch | None, is_busy: bool) -> DraftBatch:
         """The batch, or a larger one if it is empty and the next in line needs it."""
-        with self._changed:
+        with self._lock:
             needed = self._waiting[0].prepared.room if self._waiting else 0
         if batch is None or (needed > batch.capacity and not is_busy):
             usual = min(_CAPACITY, self._drafter.max_context)
@@ -157,7 +176,7 @@ class SharedDrafter:
         """
         newcomers: list[_Ticket] = []
         has_urgent = batch.has_urgent
-        with self._changed:
+        with self._lock:
             most = min(batch.free, -(-len(self._waiting) // self._threads))
             while self._waiting and len(newcomers) < most:
                 first = self._waiting[0]
