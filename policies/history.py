@@ -71,13 +71,17 @@ class History:
                 records.add(result, corrected, log_pace)
             if timing.budget_s is None or timing.predicted_p95_s <= timing.budget_s:
                 self._level = next_level(self._level, timing.total_s > timing.predicted_p95_s)
-            everything = self._kept.all.work(Work(), self._level)
-            work = {
-                **self._latency.work,
-                task: self._kept.tasks[task].work(everything, self._level),
-            }
-            self._latency = replace(self._latency, work=work, all_work=everything)
+            self._conclude(task)
             self._pace.follow(log_pace - self._kept.usual_pace(mode), self._clock())
+
+    def _conclude(self, task: str | None) -> None:
+        """What follows from the task's requests and from all, each when it is due."""
+        everything, work = self._latency.all_work, self._latency.work
+        if self._kept.all.is_due:
+            everything = self._kept.all.work(Work(), self._level)
+        if self._kept.tasks[task].is_due:
+            work = {**work, task: self._kept.tasks[task].work(everything, self._level)}
+        self._latency = replace(self._latency, work=work, all_work=everything)
 
     def save(self) -> None:
         """Add what was learned since the last time to the file, and to what others wrote there."""

@@ -22,6 +22,7 @@ _ENOUGH_FOR_MEDIAN, _ENOUGH_FOR_P95 = 6, 20
 _CLEARLY = (
     0.8  # of what prompts' lengths miss, amounts may miss to be what tells an answer's length
 )
+_ALWAYS, _SELDOM = 40, 5  # requests
 _NONE = Quantiles(1.0, 1.0)
 
 
@@ -76,6 +77,14 @@ class Record:
             mine, new = getattr(self, name), getattr(later, name)
             for key, values in new.items():
                 mine.setdefault(key, _window()).extend(values)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to see what follows: always at first, then after some more requests.
+
+        It takes half a millisecond, and a window of a hundred changes slowly.
+        """
+        return self.requests <= _ALWAYS or self.requests % _SELDOM == 0
 
     def work(self, others: Work, level: float = USUAL_LEVEL) -> Work:
         """What follows; where a correction is known from too few requests, that of `others`.

@@ -7,6 +7,7 @@ read as such, as everywhere in the field.
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -19,6 +20,7 @@ from hybrid.errors import CheckpointError, RequestError
 from hybrid.gemma.fields import Fields
 from hybrid.types import Message
 
+_REMEMBERED = 32  # conversations
 _INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that are no character yet
 
 
@@ -30,6 +32,8 @@ class ChatTokenizer:
         self._anchor = tokenizer.encode("a", add_special_tokens=False).ids[-1:]
         self._anchor_text = self.decode(self._anchor)
         self._texts: dict[int, str | None] = {}
+        # A request is asked for its tokens by the planner, the drafter and the refiner.
+        self._conversation = lru_cache(_REMEMBERED)(self._encode_conversation)
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Self:
@@ -56,6 +60,9 @@ class ChatTokenizer:
 
         Raises RequestError for a conversation that the template does not allow.
         """
+        return list(self._conversation(tuple(messages)))
+
+    def _encode_conversation(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             text = self._template.render(
@@ -64,7 +71,7 @@ class ChatTokenizer:
         except TemplateError as problem:
             roles = [message.role for message in messages]
             raise RequestError("messages", roles, f"the chat template says: {problem}") from None
-        return self.encode(text)
+        return tuple(self.encode(text))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text, with nothing added before or after it."""

@@ -72,6 +72,17 @@ def test_a_request_cut_short_counts_only_where_it_was_late_already(make_result: 
     assert (len(record.lengths), record.used) == (0, {})
 
 
+def test_what_follows_is_due_at_every_request_at_first_then_now_and_then(
+    make_result: MakeResult,
+) -> None:
+    record, due = Record(), []
+    for number in range(1, 61):
+        record.add(make_result(), NONE)
+        if record.is_due:
+            due.append(number)
+    assert due == [*range(1, 41), 45, 50, 55, 60]
+
+
 def test_old_requests_are_forgotten(make_result: MakeResult) -> None:
     record = learn(*[make_result(tokens=1)] * 200, *[make_result(tokens=9)] * WINDOW)
     assert record.requests == 200 + WINDOW
