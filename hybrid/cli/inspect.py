@@ -15,7 +15,6 @@ from rich.table import Table
 
 from hybrid.cli.run import Flag
 from hybrid.cli.terminal import Terminal
-from hybrid.errors import CheckpointError
 
 MEMORY_GB = (8, 12, 16, 24, 32, 48, 80, 96, 141, 192)  # what graphics cards come with
 # The first part whose word is in a tensor's name has it.
@@ -104,10 +103,11 @@ def inspect(folder: str, /, *, as_json: Annotated[Flag, Parameter(name="--json")
 
 
 def inspect_folder(folder: Path) -> Inspection:
-    """Read configuration and headers; raises CheckpointError for a folder that is no model."""
+    """Read configuration and headers; CheckpointError for a folder that they show not to load."""
     from hybrid.engine.memory import plan_memory
     from hybrid.gemma.checkpoint import Checkpoint
     from hybrid.gemma.config import GemmaConfig
+    from hybrid.gemma.mapping import map_tensors
     from hybrid.gemma.quantized import read_convention
 
     config = GemmaConfig.from_directory(folder)
@@ -124,8 +124,9 @@ def inspect_folder(folder: Path) -> Inspection:
         for layer in config.layers
     )
     convention = read_convention(folder)
-    tensors = dict(read_headers(folder))
+    map_tensors(folder, config)
     checkpoint = Checkpoint(folder)
+    tensors = {name: checkpoint.describe(name) for name in checkpoint.names}
     plan = plan_memory(checkpoint, config)
     checkpoint.close()
     return Inspection(
@@ -146,20 +147,6 @@ def inspect_folder(folder: Path) -> Inspection:
         gpu_bytes=plan.total,
         gpu_plan=str(plan),
     )
-
-
-def read_headers(folder: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
-    """Every tensor's name, stored type and shape; raises CheckpointError for a damaged file."""
-    from hybrid.gemma.tensor_file import TensorFile
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(str(folder), "holds no *.safetensors file")
-    for file in files:
-        shard = TensorFile(file)
-        shard.close()
-        for name, entry in shard.entries.items():
-            yield name, (entry.dtype, entry.shape)
 
 
 def _parts(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> Iterator[Part]:

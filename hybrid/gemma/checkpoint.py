@@ -5,6 +5,7 @@ not ask for is a mistake, unless it belongs to a tower that is knowingly left ou
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -117,19 +118,32 @@ class Checkpoint:
 
     def _read_index(self) -> dict[str, Path]:
         index = self.directory / INDEX
-        self._expected = INDEX if index.exists() else SINGLE
-        if not index.exists():
+        has_index = os.path.lexists(index)
+        self._expected = INDEX if has_index else SINGLE
+        if not has_index:
             file = self.directory / SINGLE
             return dict.fromkeys(self._open(file), file)
         try:
             weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
             files = {str(name): self.directory / str(file) for name, file in weight_map.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as problem:
             raise CheckpointError(str(index), f"not an index of shards: {problem!r}") from None
         held = {file: self._open(file) for file in dict.fromkeys(files.values())}
         for name, file in files.items():
             if name not in held[file]:
                 raise CheckpointError(str(file), f"missing, though {INDEX} places it here", name)
+        for file, entries in held.items():
+            for name in entries:
+                if files.get(name, file) != file:
+                    message = f"is here too, though {INDEX} places it in {files[name].name}"
+                    raise CheckpointError(str(file), message, name)
         return files
 
     def _open(self, file: Path) -> Mapping[str, Entry]:

@@ -1,6 +1,7 @@
 """Typed access to a JSON file's keys, with errors that name the file and the key."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class Fields:
             values = json.loads(file.read_text("utf-8"))
         except FileNotFoundError:
             raise CheckpointError(str(file), "missing; is this a model folder?") from None
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, RecursionError) as problem:
             raise CheckpointError(str(file), f"not readable as JSON: {problem}") from None
         if not isinstance(values, dict):
             raise CheckpointError(str(file), "not a JSON object")
@@ -57,17 +58,17 @@ class Fields:
     def whole(self, key: str, least: int = 1, most: str | None = None) -> int:
         """The whole number under `key`, at least `least` and at most that under the key `most`."""
         value = self.require(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if type(value) is not int or not least <= value < 2**63:
             raise self.error(key, f"{value!r} is not a whole number from {least} up")
         if most is not None and value > self.whole(most):
             raise self.error(key, f"{value} is more than {most}")
         return value
 
-    def positive(self, key: str, most: float = float("inf")) -> float:
+    def positive(self, key: str, most: float = sys.float_info.max) -> float:
         """The number under `key`, above 0 and at most `most`."""
         value = self.require(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
-            raise self.error(key, f"{value!r} is not a number above 0 and at most {most}")
+            raise self.error(key, f"{value!r} is not a number above 0 and at most {most:.4g}")
         return float(value)
 
     def positive_or_none(self, key: str) -> float | None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import torch
@@ -55,10 +56,12 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        if not path.is_file():
-            raise CheckpointError(str(path), "missing file")
         try:
+            if not S_ISREG(path.stat().st_mode):
+                raise CheckpointError(str(path), "not a file")
             self._stream = path.open("rb", buffering=0)
+        except FileNotFoundError:
+            raise CheckpointError(str(path), "missing file") from None
         except OSError as problem:
             raise CheckpointError(str(path), f"not readable: {problem.strerror}") from None
         try:
@@ -113,9 +116,9 @@ class TensorFile:
         try:
             values = json.loads(text)
             values.pop("__metadata__", None)
-            ranges = {name: _entry(value) for name, value in values.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        except (ValueError, TypeError, AttributeError, RecursionError) as problem:
             raise self._broken(f"header: {problem!r}") from None
+        ranges = {name: self._range(name, value) for name, value in values.items()}
         end = 0
         for name, (entry, first, after) in sorted(ranges.items(), key=lambda item: item[1][1:]):
             known = entry.dtype in DTYPES
@@ -132,14 +135,23 @@ class TensorFile:
             for name, (entry, first, _) in ranges.items()
         }
 
+    def _range(self, name: str, value: Any) -> tuple[Entry, int, int]:
+        try:
+            return _entry(value)
+        except (ValueError, KeyError, TypeError) as problem:
+            raise self._broken(f"header: {problem!r}", name) from None
+
     def _broken(self, message: str, name: str | None = None) -> CheckpointError:
         return CheckpointError(str(self._path), f"not a whole safetensors file: {message}", name)
 
 
 def _entry(value: Mapping[str, Any]) -> tuple[Entry, int, int]:
     """Type and shape, and the bytes that the header gives them."""
-    first, after = (int(offset) for offset in value["data_offsets"])
-    shape = tuple(int(size) for size in value["shape"])
-    if min((0, first, after - first, *shape)) < 0:
+    first, after = value["data_offsets"]
+    shape, dtype = tuple(value["shape"]), value["dtype"]
+    if not isinstance(dtype, str):
+        raise TypeError(f"type {dtype!r}")
+    are_whole = all(type(number) is int and number >= 0 for number in (first, after, *shape))
+    if not are_whole or after < first:
         raise ValueError(f"shape {shape} in bytes {first} to {after}")
-    return Entry(str(value["dtype"]), shape, 0), first, after
+    return Entry(dtype, shape, 0), first, after

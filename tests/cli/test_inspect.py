@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from hybrid.cli import main
 from hybrid.cli.inspect import inspect_folder
 from hybrid.embedded import weights_path
+from hybrid.errors import CheckpointError
+from hybrid.gemma.checkpoint import SINGLE
 
 
 def test_the_embedded_drafter_in_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +78,28 @@ def test_damaged_folders_are_one_line_and_exit_code_2(
     weights.write_bytes(whole[: len(whole) // 2])
     assert "not a whole safetensors file" in error_of(folder)
     weights.unlink()
-    assert "holds no *.safetensors file" in error_of(folder)
+    assert "model.safetensors: missing file" in error_of(folder)
     (folder / "config.json").write_text("{]")
     assert "not readable as JSON" in error_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        (".weight_scale", lambda t: None, "missing tensor"),
+        (".weight_scale", lambda t: t.float(), "expected float8_e4m3fn, found float32"),
+        (".weight", lambda t: t[:, 1:].clone(), "expected shape [64, 64], found [64, 63]"),
+    ],
+)
+def test_what_headers_show_not_to_load_is_an_error(
+    tmp_path: Path, part: str, change: Callable[[Tensor], Tensor | None], message: str
+) -> None:
+    folder = Path(shutil.copytree(weights_path("drafter"), tmp_path / "model"))
+    tensors = load_file(folder / SINGLE)
+    name = f"model.decoder.layers.0.experts.0.gate_proj{part}"
+    changed = change(tensors.pop(name))
+    save_file(tensors if changed is None else {**tensors, name: changed}, folder / SINGLE)
+    with pytest.raises(CheckpointError) as raised:
+        inspect_folder(folder)
+    assert (raised.value.file, raised.value.tensor) == (str(folder / SINGLE), name)
+    assert message in str(raised.value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hybrid.engine.load import load_engine
@@ -160,7 +160,25 @@ def test_an_index_that_promises_too_much(folder: Path) -> None:
     fails(folder, "model-00001-of-00002.safetensors", "model.decoder.extra")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}', "{}"])
+def test_a_tensor_in_two_shards(folder: Path) -> None:
+    write_shards(folder, 2)
+    first, second = (folder / f"model-{number:05}-of-00002.safetensors" for number in (1, 2))
+    name = min(load_file(first))
+    save_file({**load_file(second), name: load_file(first)[name]}, second)
+    fails(folder, second.name, name, f"is here too, though {INDEX} places it in {first.name}")
+
+
+@pytest.mark.parametrize("name", [INDEX, "config.json", SINGLE])
+def test_links_in_a_circle_and_folders_are_no_files(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(folder / name)
+    fails(folder, name, "Too many levels of symbolic links")
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    fails(folder, name)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}', "{}", "[" * 100_000])
 def test_an_index_that_is_none(folder: Path, text: str) -> None:
     (folder / INDEX).write_text(text)
     fails(folder, INDEX, "not an index")

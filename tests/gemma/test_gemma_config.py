@@ -166,7 +166,9 @@ def test_a_missing_key_is_named_or_does_not_matter(tmp_path: Path, key: str) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("", "not readable as JSON"),
         ("{", "not readable as JSON"),
+        ("[" * 100_000, "not readable as JSON"),
         ("[1]", "not a JSON object"),
         ('{"model_type": "llama"}', "model_type: 'llama' is not one of diffusion_gemma"),
         ('{"model_type": "diffusion_gema"}', "did you mean 'diffusion_gemma'"),
@@ -179,6 +181,18 @@ def test_files_that_are_no_gemma(tmp_path: Path, text: str, message: str) -> Non
     with pytest.raises(CheckpointError) as raised:
         GemmaConfig.from_directory(tmp_path)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400, 0, -1.0, True, "1"])
+def test_numbers_that_are_none(tmp_path: Path, value: Any) -> None:
+    config = published()
+    config["text_config"]["rms_norm_eps"] = value
+    with pytest.raises(CheckpointError, match=r"rms_norm_eps: .* is not a number above 0"):
+        load(tmp_path, config)
+    config = published()
+    config["text_config"]["hidden_size"] = value
+    with pytest.raises(CheckpointError, match=r"hidden_size: .* is not a whole number from 1"):
+        load(tmp_path, config)
 
 
 @pytest.mark.parametrize("ids", [[], ["<eos>"], "1"])

@@ -42,7 +42,7 @@ def write(file: Path, entries: Any, data: bytes) -> None:
     file.write_bytes(len(header).to_bytes(8, "little") + header + data)
 
 
-def entry(dtype: str, shape: list[int], first: int, after: int) -> dict[str, Any]:
+def entry(dtype: str, shape: list[Any], first: int, after: int) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [first, after]}
 
 
@@ -52,9 +52,14 @@ BROKEN: dict[str, tuple[Any, int, str | None, str]] = {
     "another size": ({"a": entry("F32", [4], 0, 4)}, 4, "a", "F32 [4] cannot be bytes 0 to 4"),
     "a hole": ({"a": entry("U8", [4], 2, 6)}, 6, "a", "cannot be bytes 2 to 6"),
     "overlap": ({"a": entry("U8", [4], 0, 4), "b": entry("U8", [3], 3, 6)}, 6, "b", "3 to 6"),
-    "backwards": ({"a": entry("U8", [4], 4, 0)}, 4, None, "header"),
-    "negative": ({"a": entry("U8", [-4, -1], 0, 4)}, 4, None, "header"),
-    "no offsets": ({"a": {"dtype": "U8", "shape": [1]}}, 1, None, "header"),
+    "backwards": ({"a": entry("U8", [4], 4, 0)}, 4, "a", "header"),
+    "negative": ({"a": entry("U8", [-4, -1], 0, 4)}, 4, "a", "header"),
+    "no number": ({"a": entry("U8", [4.5], 0, 4)}, 4, "a", "header"),
+    "infinite": ({"a": entry("U8", [float("inf")], 0, 4)}, 4, "a", "header"),
+    "no offsets": ({"a": {"dtype": "U8", "shape": [1]}}, 1, "a", "header"),
+    "one offset": ({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0]}}, 1, "a", "header"),
+    "no type": ({"a": {**entry("U8", [1], 0, 1), "dtype": 3}}, 1, "a", "header"),
+    "no entry": ({"a": 3}, 0, "a", "header"),
     "no object": ([1], 0, None, "header"),
 }
 
@@ -68,6 +73,37 @@ def test_what_is_broken_is_named(
         TensorFile(tmp_path / "file")
     assert raised.value.tensor == tensor and raised.value.file == str(tmp_path / "file")
     assert "not a whole safetensors file" in str(raised.value) and message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        (2**40).to_bytes(8, "little") + b"{}",
+        (2**63).to_bytes(8, "little"),
+        (100_000).to_bytes(8, "little") + b"[" * 100_000,
+        (2).to_bytes(8, "little") + b"\xff\xfe",
+    ],
+    ids=["empty", "longer than the file", "longest", "too deep", "no text"],
+)
+def test_a_header_that_is_none(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "file").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"/file: not a whole safetensors file: "):
+        TensorFile(tmp_path / "file")
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, message in (
+        ("folder", "not a file"),
+        ("pipe", "not a file"),
+        ("loop", "not readable: Too many levels of symbolic links"),
+        ("nothing", "missing file"),
+    ):
+        with pytest.raises(CheckpointError, match=f"/{name}: {message}"):
+            TensorFile(tmp_path / name)
 
 
 def test_a_file_that_is_cut_after_it_was_opened(tmp_path: Path) -> None:
