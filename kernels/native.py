@@ -164,7 +164,7 @@ class _Settings:
 
 
 def _settings(x: Tensor, block_m: int) -> _Settings:
-    """By registers: programs of four warps take up to 152 a thread for 32 tokens, 252 for 64.
+    """By registers: programs of four warps take up to 152 a thread for 32 tokens, 254 for 64.
 
     The B200's accumulators are beside them, 64 columns of 512 for up to 32 tokens, 128 for 64.
     """
