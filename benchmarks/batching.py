@@ -2,8 +2,8 @@
 
 Everything is measured with the models in this process and with a worker process a core.
 
-Throughput: clients that ask one after the other, drafts only. Deadlines: three times 200 requests of
-all tasks with budgets from 30 ms to 3 s, arriving from many clients; late is an answer after its
+Throughput: clients that ask one after the other, drafts only. Deadlines: three times 200 requests
+of all tasks with budgets from 30 ms to 3 s, arriving from many clients; late is an answer after its
 budget and one step more.
 """
 
