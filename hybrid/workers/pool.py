@@ -10,7 +10,7 @@ from threading import Event as Flag
 from threading import Lock
 from typing import cast
 
-from hybrid.cores import available_cores
+from hybrid.cores import share_of, usable_cores
 from hybrid.pipeline import Custom, Emit
 from hybrid.policies.schema import ModelsSection, Policy
 from hybrid.types import Finished, Plan, Request, Result
@@ -26,7 +26,7 @@ class Workers:
 
     def __init__(self, count: int, custom: Custom) -> None:
         self._count, self._custom = count, pickled("signals and rule", custom)
-        self._workers: list[WorkerProcess] = []
+        self._workers: dict[int, WorkerProcess] = {}
         self._models: ModelsSection | None = None
         self._lock = Lock()
 
@@ -61,17 +61,17 @@ class Workers:
     def close(self) -> None:
         """Let all end what they do and keep what they learned, one after the other."""
         with self._lock:
-            for worker in self._workers:
+            for worker in self._workers.values():
                 worker.close()
-            self._workers = []
+            self._workers = {}
 
     @contextmanager
     def _least_busy(self, policy: Policy) -> Iterator[WorkerProcess]:
         with self._lock:
-            alive = [worker for worker in self._workers if worker.is_alive]
+            alive = [worker for worker in self._workers.values() if worker.is_alive]
             if len(alive) < self._count or policy.models != self._models:
                 self._load(policy)
-            worker = min(self._workers, key=lambda worker: worker.in_flight)
+            worker = min(self._workers.values(), key=lambda worker: worker.in_flight)
             worker.in_flight += 1
         try:
             yield worker
@@ -81,17 +81,20 @@ class Workers:
 
     def _load(self, policy: Policy) -> str:
         """Start who is missing. The first may measure the machine, so it loads alone."""
-        self._workers = [worker for worker in self._workers if worker.is_alive]
-        cores = max(1, available_cores() // self._count)
-        missing = self._count - len(self._workers)
-        started = [WorkerProcess(cores) for _ in range(missing)]
+        alive = {number: worker for number, worker in self._workers.items() if worker.is_alive}
+        cores = usable_cores()
+        started = {
+            number: WorkerProcess(share_of(cores, number, self._count))
+            for number in range(self._count)
+            if number not in alive
+        }
         load = Load(self._custom)
         try:
-            bases = [worker.ask(load, policy) for worker in (*self._workers, *started)]
+            bases = [worker.ask(load, policy) for worker in (*alive.values(), *started.values())]
         except BaseException:
-            for worker in started:
+            for worker in started.values():
                 worker.close()
             raise
-        self._workers += started
+        self._workers = alive | started
         self._models = policy.models
         return cast(str, bases[0])

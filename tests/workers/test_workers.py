@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from hybrid import Hybrid
+from hybrid.cores import share_of, usable_cores
 from hybrid.errors import (
     BackendError,
     Cancelled,
@@ -81,7 +82,7 @@ def hybrid(policy: Path, application: Any) -> Iterator[Hybrid]:
 
 
 def processes(hybrid: Hybrid) -> list[WorkerProcess]:
-    return hybrid._host._workers  # type: ignore[union-attr]
+    return list(hybrid._host._workers.values())  # type: ignore[union-attr]
 
 
 def test_many_callers_get_the_answers_that_one_process_gives(hybrid: Hybrid) -> None:
@@ -212,6 +213,27 @@ def test_models_that_are_handed_over_stay_here() -> None:
         Hybrid(load_policy("fast"), Models(None, None), workers=2)
     with pytest.raises(RequestError, match="workers"):
         Hybrid.from_policy("fast", workers=-1)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores cannot be chosen here")
+def test_workers_divide_the_cores(hybrid: Hybrid) -> None:
+    hybrid.load()
+    chosen = [os.sched_getaffinity(worker._process.pid) for worker in processes(hybrid)]
+    assert chosen == [set(share_of(usable_cores(), number, 2)) for number in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("cores", "count", "shares"),
+    [
+        ([0, 1], 2, [[0], [1]]),
+        ([2, 3, 6, 7], 2, [[2, 3], [6, 7]]),
+        ([0, 1, 2, 3, 4], 2, [[0, 1], [2, 3]]),
+        ([0, 1], 5, [[0], [1], [0], [1], [0]]),
+        ([4], 2, [[4], [4]]),
+    ],
+)
+def test_shares_of_cores(cores: list[int], count: int, shares: list[list[int]]) -> None:
+    assert [share_of(cores, number, count) for number in range(count)] == shares
 
 
 @pytest.mark.parametrize(
