@@ -1,6 +1,10 @@
-"""Tokens a second of the native stack and of transformers, embedded pair: two minutes on one core.
+"""Tokens a second of the native stack and of transformers, embedded pair: five minutes on one core.
 
     python benchmarks/core_cpu.py
+
+Everything is measured twice: "eager", as installed, and "compiled", with the passes that `hybrid
+compile` makes. Where they are not in the user's cache yet, they are compiled first and kept there,
+which takes two to three minutes more and a C++ compiler.
 
 Both have the same weights, prompts, settings and steps. A request is timed from its text to its
 answer's text, so tokenizing and reading the prompt count. Both sides run in one process on one
@@ -23,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 from unittest.mock import patch
 
 import cyclopts
@@ -33,11 +37,15 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from hybrid.artefacts import artefact_of, read_artefact
+from hybrid.cli.compile import compile_models
 from hybrid.deadline import Deadline
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.drafters.noise import CounterNoise, Draw
-from hybrid.embedded import weights_path
+from hybrid.embedded import PairRole, weights_path
 from hybrid.embedded.tasks import TASKS, evaluation_set
+from hybrid.gemma.compiled import CompiledModel
+from hybrid.gemma.model import load_model
 from hybrid.gemma.twin import load_twin
 from hybrid.policies.measurements import hardware
 from hybrid.protocols import DraftJob
@@ -46,6 +54,7 @@ from hybrid.types import Request
 
 ANSWER_TOKENS = 32  # one canvas
 STEPS = (1, 4, 16, None)  # None: until the drafter is sure, in at most the folder's number
+KINDS = "eager", "compiled"
 NEVER = 1e-300  # nats: transformers wants more than zero, and compares as float32, where it is
 
 app = cyclopts.App(name="core_cpu", help=__doc__)
@@ -64,6 +73,7 @@ class Row:
     """One workload: medians over its batches, `ratio` that of the pairs' tokens a second."""
 
     work: str
+    kind: str
     batch: int
     native_tokens_per_s: float
     transformers_tokens_per_s: float
@@ -88,21 +98,30 @@ def benchmark(*, requests: int = 40, batch: int = 8) -> None:
     instances = [i for task in TASKS for i in evaluation_set(task, -(-requests // len(TASKS)))]
     random.Random(0).shuffle(instances)
     prompts = [instance.prompt for instance in instances[:requests]]
+    compile_missing()
     drafting, writing = Drafting(), Writing()
     rows = []
     for size in (1, batch):
         batches = [prompts[at : at + size] for at in range(0, requests - size + 1, size)]
         for steps in track(STEPS, f"batches of {size}"):
             name = f"draft, {steps}" if steps else "draft, until sure"
-            sides = drafting.native(steps), drafting.transformers(steps)
-            with drafting.native_noise():
-                same = compare(batches, *sides)
-            rows.append(measure(name, batches, *sides, same))
+            for kind in KINDS:
+                sides = drafting.native(steps, kind), drafting.transformers(steps)
+                with drafting.native_noise():
+                    same = compare(batches, *sides)
+                rows.append(measure(name, kind, batches, *sides, same))
     batches = [[prompt] for prompt in prompts]
-    same = compare(batches, writing.native, writing.transformers)
-    rows.append(measure("AR", batches, writing.native, writing.transformers, same))
+    for kind in KINDS:
+        sides = writing.native(kind), writing.transformers
+        rows.append(measure("AR", kind, batches, *sides, compare(batches, *sides)))
     show(rows)
     print(json.dumps({**environment(requests), "rows": [asdict(row) for row in rows]}))
+
+
+def compile_missing() -> None:
+    """Have the embedded pair's passes compiled, if they are not."""
+    if not all(read_artefact(artefact_of(weights_path(role))) for role in get_args(PairRole)):
+        compile_models()
 
 
 class Drafting:
@@ -114,14 +133,21 @@ class Drafting:
         )
 
         folder = weights_path("drafter")
-        self._drafter = DiffusionGemmaDrafter.from_directory(folder)
+        compiled = DiffusionGemmaDrafter.from_directory(folder)
+        if not isinstance(compiled.model, CompiledModel):
+            raise SystemExit("the drafter's compiled passes cannot be used")
+        eager = DiffusionGemmaDrafter(
+            load_model(folder), compiled.tokenizer, default_params=compiled.default_params
+        )
+        self._drafter, self._kinds = compiled, {"eager": eager, "compiled": compiled}
         self._twin = load_twin(folder)
         self._twin.set_experts_implementation("grouped_mm")  # its default, and its fastest here
         self._config = DiffusionGemmaGenerationConfig.from_pretrained(folder)
 
-    def native(self, steps: int | None) -> Side:
+    def native(self, steps: int | None, kind: str) -> Side:
         """The native drafter; a number of steps are all taken."""
-        params = self._drafter.default_params
+        drafter = self._kinds[kind]
+        params = drafter.default_params
         if steps:
             params = replace(params, max_denoising_steps=steps, confidence_threshold=0.0)
 
@@ -130,7 +156,7 @@ class Drafting:
                 DraftJob(Request(prompt), params, seed + row, ANSWER_TOKENS, Deadline())
                 for row, prompt in enumerate(prompts)
             ]
-            drafts = self._drafter.draft(jobs)
+            drafts = drafter.draft(jobs)
             return [Answer(draft.token_ids, draft.steps) for draft in drafts]
 
         return answer
@@ -203,13 +229,23 @@ class Writing:
     def __init__(self) -> None:
         folder = weights_path("refiner")
         self._refiner = GemmaRefiner.from_directory(folder)
+        if not isinstance(self._refiner.model, CompiledModel):
+            raise SystemExit("the refiner's compiled passes cannot be used")
+        eager = GemmaRefiner(load_model(folder), self._refiner.tokenizer)
+        self._kinds = {"eager": eager, "compiled": self._refiner}
         self._twin = load_twin(folder)
 
-    def native(self, prompts: Sequence[str], seed: int) -> list[Answer]:
-        session = self._refiner.open(Request(prompts[0]), ANSWER_TOKENS)
-        token_ids, _ = session.write((), ANSWER_TOKENS)
-        self._refiner.decode(token_ids)
-        return [Answer(token_ids, len(token_ids))]
+    def native(self, kind: str) -> Side:
+        """The native refiner."""
+        refiner = self._kinds[kind]
+
+        def answer(prompts: Sequence[str], seed: int) -> list[Answer]:
+            session = refiner.open(Request(prompts[0]), ANSWER_TOKENS)
+            token_ids, _ = session.write((), ANSWER_TOKENS)
+            refiner.decode(token_ids)
+            return [Answer(token_ids, len(token_ids))]
+
+        return answer
 
     def transformers(self, prompts: Sequence[str], seed: int) -> list[Answer]:
         ids = self._refiner.tokenizer.encode_conversation(Request(prompts[0]).conversation)
@@ -235,7 +271,7 @@ def compare(batches: Sequence[Sequence[str]], native: Side, other: Side) -> floa
 
 
 def measure(
-    work: str, batches: Sequence[Sequence[str]], native: Side, other: Side, same: float
+    work: str, kind: str, batches: Sequence[Sequence[str]], native: Side, other: Side, same: float
 ) -> Row:
     """Both sides on every batch, the first to go alternating."""
     pairs = []
@@ -247,6 +283,7 @@ def measure(
     count = len(batches[0])
     return Row(
         work,
+        kind,
         count,
         round(statistics.median(rate for rate, _ in rates), 1),
         round(statistics.median(rate for _, rate in rates), 1),
@@ -269,12 +306,12 @@ def timing(side: Side, prompts: Sequence[str], seed: int) -> tuple[float, int, i
 
 def show(rows: Sequence[Row]) -> None:
     """The table."""
-    table = Table("work, steps", "batch", "tokens/s", "theirs", "ratio", "steps", "same")
+    table = Table("work, steps", "passes", "batch", "tokens/s", "theirs", "ratio", "steps", "same")
     for row in rows:
         rates = f"{row.native_tokens_per_s:.0f}", f"{row.transformers_tokens_per_s:.0f}"
         steps = f"{row.native_steps:.1f}, {row.transformers_steps:.1f}"
         same = f"{100 * row.same_answers:.0f} %"
-        table.add_row(row.work, str(row.batch), *rates, f"{row.ratio:.2f}", steps, same)
+        table.add_row(row.work, row.kind, str(row.batch), *rates, f"{row.ratio:.2f}", steps, same)
     Console().print(table)
 
 

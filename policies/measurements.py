@@ -1,7 +1,7 @@
 """What was measured of this machine, kept in the user's cache directory.
 
-A file's name says what it holds for: hardware, models and versions, hashed. Inside it says so in
-words, so that a file of another machine is never taken for this one's.
+A file's name says what it holds for: hardware, models, versions and compiled passes, hashed. Inside
+it says so in words, so that a file of another machine is never taken for this one's.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from hybrid.artefacts import compiled_models
 from hybrid.policies.latency import LatencyModel
 from hybrid.policies.schema import Policy
 
@@ -53,7 +54,8 @@ class Unusable:
 
 def cache_file(policy: Policy) -> Path:
     """Where the costs of this machine and the policy's models are kept."""
-    key = json.dumps([hardware(), policy.models.model_dump(), versions()], sort_keys=True)
+    holds_for = [hardware(), policy.models.model_dump(), versions(), *compiled_models()]
+    key = json.dumps(holds_for, sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     return _folder() / f"{digest}.json"
 

@@ -6,23 +6,37 @@ imported, and corrected after.
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models; also in commands
 
 import torch
+from jinja2 import Template
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+if TYPE_CHECKING:
+    from hybrid.gemma.tokenizer import ChatTokenizer
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("marked gpu: it runs kernels on a CUDA device, and there is none")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that was measured or compiled for the user takes part in a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 ROPE = {
@@ -135,3 +149,14 @@ def make_causal(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple
         return model, folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer() -> "ChatTokenizer":
+    """One token a word, w0 to w60, and prompts as they are written."""
+    from hybrid.gemma.tokenizer import ChatTokenizer
+
+    words = {f"w{index}": index for index in range(61)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return ChatTokenizer(tokenizer, Template("{{ messages[-1].content }}"), {})

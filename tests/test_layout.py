@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CONTRACT = {"types", "errors", "protocols", "deadline", "modes", "cores", "lock"}
+CONTRACT = {"artefacts", "types", "errors", "protocols", "deadline", "modes", "cores", "lock"}
 MAY_IMPORT = {
     "kernels": {"kernels"},
     "hybrid/gemma": {"gemma", "kernels", *CONTRACT},

@@ -44,6 +44,7 @@ app.command("hybrid.cli.harness:lm_eval", name="lm-eval", help="Run lm-evaluatio
 app.command("hybrid.cli.inspect:inspect", name="inspect", help="Say what a model folder holds.")
 app.command("hybrid.cli.quantize:quantize", name="quantize", help="Write a model as NVFP4.")
 app.command("hybrid.cli.calibrate:calibrate", name="calibrate", help="Measure this machine.")
+app.command("hybrid.cli.compile:compile_models", name="compile", help="Make small models faster.")
 app.command("hybrid.cli.doctor:doctor", name="doctor", help="Check this machine, with fixes.")
 app.register_install_completion_command(
     add_to_startup=False, help="Write the shell's completion script; edits no start-up file."

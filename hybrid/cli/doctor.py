@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from cyclopts import Parameter
 from rich.table import Table
@@ -151,6 +151,23 @@ def check_embedded_pair() -> Finding:
     return Finding("embedded pair", "good", f"loads and reads a prompt of {tokens} tokens")
 
 
+def check_compiled() -> Finding:
+    """Whether the embedded pair's passes are compiled for this machine."""
+    from hybrid.artefacts import ArtefactError, artefact_of, read_artefact
+    from hybrid.embedded import PairRole, weights_path
+
+    fix = "hybrid compile (a few minutes, needs a C++ compiler such as g++)"
+    try:
+        kept = {role: read_artefact(artefact_of(weights_path(role))) for role in get_args(PairRole)}
+    except ArtefactError as error:
+        return Finding("compiled", "less", f"not used: {error}", fix)
+    missing = [role for role, files in kept.items() if not files]
+    if missing:
+        return Finding("compiled", "less", f"not compiled: {' and '.join(missing)}", fix)
+    passes = ", ".join(name for files in kept.values() for name in files)
+    return Finding("compiled", "good", f"the embedded pair: {passes}")
+
+
 def check_model_cache() -> Finding:
     """Published models that are already on this machine."""
     from huggingface_hub import try_to_load_from_cache
@@ -208,6 +225,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_transformers,
     check_gpu,
     check_embedded_pair,
+    check_compiled,
     check_model_cache,
     check_latency,
 )

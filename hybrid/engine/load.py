@@ -14,6 +14,7 @@ from hybrid.engine.model import EngineModel
 from hybrid.engine.reading import read_weights
 from hybrid.errors import CapabilityError
 from hybrid.gemma.checkpoint import Checkpoint
+from hybrid.gemma.compiled import load_small
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.mapping import map_tensors
 from hybrid.gemma.model import GemmaModel, load_model
@@ -37,13 +38,13 @@ def load_fastest(
     "cuda:N"; `activations` as in `load_engine`. Raises CheckpointError, and CapabilityError for a
     GPU that is missing, too small, or cannot multiply as asked.
     """
+    is_small = GemmaConfig.from_directory(path).hidden_size <= SMALL_HIDDEN_SIZE
     if device == "auto":
-        is_small = GemmaConfig.from_directory(path).hidden_size <= SMALL_HIDDEN_SIZE
         device = "cuda" if _has_gpu() and not is_small else "cpu"
     if device == "cpu":
         if activations == "nvfp4":
             raise CapabilityError(f"loading {path}", device, NEEDS_BLACKWELL)
-        return load_model(path)
+        return load_small(path) if is_small else load_model(path)
     if not _has_gpu():
         missing = f"a CUDA device of compute capability {OLDEST_MAJOR}.0 or newer; there is none"
         raise CapabilityError(f"loading {path}", device, missing)

@@ -16,8 +16,8 @@ from hybrid.errors import CheckpointError
 from hybrid.gemma.cache import LEAST_SPARE, Cache, Reading, whole_numbers
 from hybrid.gemma.checkpoint import FLOATS, Checkpoint
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.layer import Layer, Rotation
-from hybrid.gemma.weights import GemmaWeights, SelfConditioningWeights, read_weights
+from hybrid.gemma.layer import MANY_TOKENS, Layer, Rotation
+from hybrid.gemma.weights import GemmaWeights, read_weights
 from hybrid.kernels.constants import constant
 from hybrid.kernels.gated import gelu_gate_torch
 from hybrid.kernels.head import head_torch
@@ -38,11 +38,11 @@ class GemmaModel:
         self.config = config
         self.weights = weights
         self.device, self.dtype = weights.embedding.device, weights.embedding.dtype
-        self._layers = [
+        self.layers = [
             Layer(config, layer, layer_weights)
             for layer, layer_weights in zip(config.layers, weights.layers, strict=True)
         ]
-        self._ropes = {layer.rope for layer in self._layers}
+        self._ropes = {layer.rope for layer in self.layers}
         self._tables: dict[_Rope, Rotation] = {}
         self._latest: tuple[Reading, dict[_Rope, Rotation]] | None = None
         # The published models round the scale to the weights' dtype.
@@ -115,8 +115,12 @@ class GemmaModel:
         if tokens > self.config.canvas_length:
             raise ValueError(f"a canvas has {self.config.canvas_length} tokens, not {tokens}")
         reading = cache.reading(numbers, [tokens] * len(numbers), tokens, causal=False)
-        x = self._condition(canvas_ids, soft_embedding, self.weights.self_conditioning)
-        x = self._run(x, reading, cache)
+        return self._denoise(canvas_ids, soft_embedding, reading, cache)
+
+    def _denoise(
+        self, canvas_ids: Tensor, soft_embedding: Tensor | None, reading: Reading, cache: Cache
+    ) -> Tensor:
+        x = self._run(self.condition(canvas_ids, soft_embedding), reading, cache)
         return self.logits(rms_norm_torch(x, self.weights.norm, self.config.rms_norm_eps))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -135,10 +139,10 @@ class GemmaModel:
     def _embed(self, token_ids: Tensor) -> Tensor:
         return embedding(token_ids, self.weights.embedding).mul_(self._embedding_scale)
 
-    def _condition(
-        self, canvas_ids: Tensor, soft_embedding: Tensor | None, weights: SelfConditioningWeights
-    ) -> Tensor:
-        eps = self.config.rms_norm_eps
+    def condition(self, canvas_ids: Tensor, soft_embedding: Tensor | None) -> Tensor:
+        """What the layers get of a canvas [R, C] and its ``soft_embedding``, [R, C, H]."""
+        weights, eps = self.weights.self_conditioning, self.config.rms_norm_eps
+        assert weights is not None
         if soft_embedding is None:
             return rms_norm_torch(self._embed(canvas_ids), None, eps)
         wide = linear(rms_norm_torch(soft_embedding, None, eps), weights.gate_up)
@@ -149,15 +153,16 @@ class GemmaModel:
         """``x`` [R, T, H] through all layers, or up to the last layer's keys and values."""
         spans = cache.spans(reading)
         rotations = self._rotations(reading)
-        for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
+        is_few = len(x) * reading.tokens < MANY_TOKENS
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             where = spans[layer.kind_and_group], rotations[layer.rope], keys, values
-            if layer is self._layers[-1] and not is_whole:
+            if layer is self.layers[-1] and not is_whole:
                 layer.project(x, *where)
                 break
             x = layer.attend(x, *where)
             weights = layer.weights
             scalar = weights.encode_scalar if reading.causal else weights.denoise_scalar
-            x = layer.feed_forward(x, scalar)
+            x = layer.feed_forward(x, scalar, is_few)
         return x
 
     def _rotations(self, reading: Reading) -> dict[_Rope, Rotation]:

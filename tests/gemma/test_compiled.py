@@ -1,0 +1,291 @@
+"""Compiled passes against uncompiled ones: logits, drafts and answers; and what if they fail."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from hybrid.artefacts import MANIFEST, artefact_of, read_artefact, write_artefact
+from hybrid.deadline import Deadline
+from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
+from hybrid.errors import CapabilityError
+from hybrid.gemma.compiled import CompiledModel, load_small
+from hybrid.gemma.compiler import compile_program, program_names, require_compiler
+from hybrid.gemma.flat_cache import FlatCache
+from hybrid.gemma.library import Library, LibraryError
+from hybrid.gemma.model import GemmaModel, load_model
+from hybrid.gemma.tokenizer import ChatTokenizer
+from hybrid.protocols import DraftJob, Votes
+from hybrid.refiners.gemma import GemmaRefiner
+from hybrid.types import Draft, DraftParams, Request
+from tests.refiners.numbers import NumberTokenizer
+
+VOCABULARY, CANVAS, CONTEXT = 61, 6, 300
+FEW_LAYERS = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+Make = Callable[..., tuple[Any, Path]]
+Both = tuple[GemmaModel, CompiledModel]
+has_compiler = shutil.which("g++") is not None
+without = pytest.mark.skipif(not has_compiler, reason="there is no g++ to compile passes with")
+
+
+def needs_compiler(test: Any) -> Any:
+    """Half a minute a pass, two minutes for all, which the tests share."""
+    return pytest.mark.slow(without(test))
+
+
+def compiled(folder: Path) -> Both:
+    model = load_model(folder)
+    passes = {name: compile_program(model, name) for name in program_names(model)}
+    write_artefact(artefact_of(folder), passes)
+    found = load_small(folder)
+    assert isinstance(found, CompiledModel)
+    return model, found
+
+
+@pytest.fixture(scope="module")
+def diffusion(make_diffusion: Make) -> Both:
+    return compiled(make_diffusion(max_position_embeddings=CONTEXT, **FEW_LAYERS)[1])
+
+
+@pytest.fixture(scope="module")
+def causal(make_causal: Make) -> Both:
+    return compiled(make_causal(max_position_embeddings=CONTEXT, **FEW_LAYERS)[1])
+
+
+def ids(seed: int, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(10, VOCABULARY, shape, generator=generator)
+
+
+def assert_near(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
+
+
+def used(model: CompiledModel) -> bool:
+    """No pass has failed, which would have been computed uncompiled."""
+    return bool(model._programs)
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", [[0], [3], [0, 1], [4, 2, 0], [0, 1, 2, 3, 4], [8, 1, 0, 5, 2, 6]])
+@torch.inference_mode()
+def test_denoising_rows_anywhere_gives_the_same_logits(diffusion: Both, rows: list[int]) -> None:
+    outcomes = []
+    lengths = [1, 5, 40, 11, 12, 90, 3, 2, 64]
+    for model in diffusion:
+        cache = model.new_cache(9, 120, spare=CANVAS)  # rings of 23 slots, most of them wrapped
+        for row, length in enumerate(lengths):
+            model.read(ids(row, 1, length), [length], cache, [row])
+        canvas_ids = ids(50, len(rows), CANVAS)
+        first = model.denoise(canvas_ids, None, cache, rows)
+        soft = model.soft_embed(first.softmax(-1))
+        again = model.denoise(first.argmax(-1), soft, cache, rows)
+        model.read(ids(60, len(rows), 9), [9] * len(rows), cache, rows)
+        moved = model.denoise(canvas_ids, soft, cache, rows)
+        outcomes.append(torch.stack((first, again, moved)))
+    assert_near(*outcomes)
+    assert used(diffusion[1])
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_a_row_gets_what_it_gets_alone(diffusion: Both) -> None:
+    _, model = diffusion
+    cache, lengths = model.new_cache(7, 80), [30, 2, 17, 50, 9, 4, 12]
+    padded = ids(1, 7, max(lengths))
+    model.read(padded, lengths, cache, range(7))
+    canvas_ids, soft = ids(2, 7, CANVAS), torch.randn(7, CANVAS, model.config.hidden_size)
+    together = model.denoise(canvas_ids, soft, cache, range(7))
+    for row, length in enumerate(lengths):
+        own = model.new_cache(1, 80)
+        model.read(padded[row : row + 1, :length], [length], own, [0])
+        here = slice(row, row + 1)
+        assert_near(model.denoise(canvas_ids[here], soft[here], own, [0])[0], together[row])
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_a_row_that_is_read_anew_is_not_taken_for_the_last(diffusion: Both) -> None:
+    canvas_ids = ids(3, 1, CANVAS)
+    eager, ours = (model.new_cache(2, 40) for model in diffusion)
+    for seed in (4, 5):  # as long as each other
+        logits = []
+        for model, cache in zip(diffusion, (eager, ours), strict=True):
+            model.clear_row(cache, 1)
+            model.read(ids(seed, 1, 8), [8], cache, [1])
+            logits.append(model.denoise(canvas_ids, None, cache, [1]))
+        assert_near(*logits)
+
+
+@needs_compiler
+@pytest.mark.parametrize("spare", [8, 256])
+@torch.inference_mode()
+def test_reading_in_any_pieces_gives_the_same_states(causal: Both, spare: int) -> None:
+    text, pieces = ids(6, 1, 280), [1, 1, 7, 12, 1, 30, 2, 120, 1, 1]
+    outcomes = []
+    for model in causal:
+        cache, states, at = model.new_cache(1, 290, spare=spare), [], 0
+        for piece in pieces:
+            states.append(model.encode(text[:, at : at + piece], [piece], cache, [0]))
+            at += piece
+        cache.rollback([0], [at - 5])
+        states.append(model.encode(text[:, :1], [1], cache, [0]))
+        outcomes.append(torch.cat(states, 1))
+    assert_near(*outcomes)
+    assert used(causal[1])
+
+
+def job(seed: int, **changes: Any) -> DraftJob:
+    words = " ".join(f"w{token}" for token in ids(seed, 1 + 37 * seed % 60).tolist())
+    params = DraftParams(1 + seed % 6, entropy_bound=(0.01, 3.0)[seed % 2], confidence_threshold=2)
+    request = Request(words, infill=changes.pop("infill", None))
+    settings = {"self_score": seed % 4 == 0, **changes}
+    return DraftJob(request, params, seed, 1 + 11 * seed % 24, Deadline(), **settings)
+
+
+class Doubt:
+    """A guide that approves of one place, vetoes another and bars a token."""
+
+    every = 2
+
+    def review(self, written: Any, token_ids: Any) -> Votes:
+        last = len(token_ids) - 1
+        barred = frozenset({(0, token_ids[0])})
+        return Votes(approved=frozenset({0}), vetoed=frozenset({last}), barred=barred)
+
+
+def outcome(draft: Draft) -> tuple[Any, ...]:
+    steps = [(canvas.steps, canvas.converged) for canvas in draft.canvases]
+    return draft.token_ids, steps, draft.finish_reason
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [1, 3, 40])
+def test_whole_drafts_are_the_same(
+    diffusion: Both, word_tokenizer: ChatTokenizer, size: int
+) -> None:
+    jobs = [job(seed) for seed in range(40)]
+    jobs[7] = job(7, infill="w11 <blank:2> w12", self_score=False)
+    jobs[9] = job(9, guide=Doubt(), self_score=False)
+    eager, ours = (
+        [
+            draft
+            for at in range(0, 40, size)
+            for draft in DiffusionGemmaDrafter(model, word_tokenizer).draft(jobs[at : at + size])
+        ]
+        for model in diffusion
+    )
+    same = [outcome(one) == outcome(other) for one, other in zip(eager, ours, strict=True)]
+    assert sum(same) >= 39  # rounding may swap entropies that are almost equal
+    assert used(diffusion[1])
+
+
+@needs_compiler
+def test_answers_are_the_same(causal: Both) -> None:
+    eager, ours = (GemmaRefiner(model, cast(ChatTokenizer, NumberTokenizer())) for model in causal)
+    for seed in range(20):
+        prompt = " ".join(map(str, ids(seed, 1 + 13 * seed % 70).tolist()))
+        answers = []
+        for refiner in (eager, ours):
+            session = refiner.open(Request(prompt), 24)
+            scores = session.score(ids(seed, 5).tolist())
+            session.rewind(2)
+            answers.append((session.write((3,), 12), scores.choices))
+        assert answers[0] == answers[1]
+    assert used(causal[1])
+
+
+def failing(folder: Path, names: list[str]) -> Both:
+    def fail(tensors: Any) -> list[Tensor]:
+        raise LibraryError("out of order")
+
+    model = load_model(folder)
+    return model, CompiledModel(model.config, model.weights, dict.fromkeys(names, fail))
+
+
+@torch.inference_mode()
+def test_a_pass_that_fails_is_computed_uncompiled(
+    make_diffusion: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, folder = make_diffusion(**FEW_LAYERS)
+    for names in (["read"], ["denoise_row", "denoise_rows"]):
+        outcomes = []
+        for model in failing(folder, names):
+            cache = model.new_cache(2, 30)
+            model.read(ids(1, 2, 9), [9, 9], cache, [0, 1])
+            outcomes.append(model.denoise(ids(2, 2, CANVAS), None, cache, [0, 1]))
+        assert torch.equal(*outcomes)
+    assert len(caplog.messages) == 2
+    assert "out of order" in caplog.text
+
+
+def test_without_artefacts_the_model_is_as_ever(make_causal: Make) -> None:
+    _, folder = make_causal(seed=1, **FEW_LAYERS)
+    assert type(load_small(folder)) is GemmaModel
+
+
+@pytest.mark.parametrize("damage", ["no library", "cut off", "missing", "manifest"])
+def test_a_damaged_artefact_is_not_used_and_that_is_said(
+    make_causal: Make, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    _, folder = make_causal(seed=2, **FEW_LAYERS)
+    write_artefact(artefact_of(folder), {"write": b"no library at all"})
+    (file,) = read_artefact(artefact_of(folder)).values()
+    if damage == "cut off":
+        file.write_bytes(file.read_bytes()[:5])
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "manifest":
+        (file.parent / MANIFEST).write_text("{")
+    assert type(load_small(folder)) is GemmaModel
+    (message,) = caplog.messages
+    assert "hybrid compile" in message
+
+
+def test_a_library_of_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LibraryError):
+        Library(tmp_path / "none.so", 1)
+
+
+def test_models_that_gain_nothing_are_refused(make_causal: Make) -> None:
+    model = load_model(make_causal(num_experts=12, enable_moe_block=True, **FEW_LAYERS)[1])
+    with pytest.raises(CapabilityError, match="more than 8 experts"):
+        program_names(model)
+
+
+def test_without_a_compiler_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(CapabilityError, match="no-such-compiler, a C\\+\\+ compiler"):
+        require_compiler()
+
+
+def test_places_of_a_flat_cache_name_its_slots(make_causal: Make) -> None:
+    model = load_model(make_causal(**FEW_LAYERS)[1])
+    cache = FlatCache(model.config, 3, 100, 8, model.device, model.dtype)
+    for length in (40, 90):
+        model.encode(ids(1, 1, length), [length], cache, [2])
+        reading = cache.reading([2], [1], 1, causal=True)
+        for kind, first in (("full", 0), ("sliding", length - 11)):
+            slots, mask = cache.earlier(reading, cast(Any, kind))
+            seen = slots[mask[:, 0] == 0]
+            size = cache.keys[kind == "full"].shape[1]
+            expected = [2 * size + position % (size - 1) for position in range(first, length)]
+            assert seen.tolist() == expected
+        cache.clear(2)
+
+
+def test_what_is_compiled_takes_part_in_the_key_of_measured_costs(tmp_path: Path) -> None:
+    from hybrid.policies.loader import load_policy
+    from hybrid.policies.measurements import cache_file
+
+    policy = load_policy("balanced")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        before = cache_file(policy)
+        passes: Mapping[str, bytes] = {"write": b"one"}
+        write_artefact(tmp_path / "hybrid" / "compiled" / "abc", passes)
+        assert cache_file(policy) != before
