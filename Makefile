@@ -12,7 +12,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest
 
-# What results/curves was made with; ten minutes on two cores, and stopped it goes on from there.
+# What results/curves was made with; twelve minutes on two cores, and stopped it goes on from there.
 curves: .venv/installed
 	$(BIN)/hybrid experiment run examples/curves.yaml --out $(OUT)
 	$(BIN)/hybrid experiment report $(OUT)
