@@ -6,6 +6,7 @@ imported, and corrected after.
 
 import importlib.util
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,10 @@ if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
 
 if TYPE_CHECKING:
     from hybrid.gemma.tokenizer import ChatTokenizer
+
+
+# A shell's background jobs ignore Ctrl-C, and so would every test of it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
