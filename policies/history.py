@@ -18,7 +18,7 @@ from hybrid.policies.latency import LatencyModel, Work
 from hybrid.policies.measurements import write_atomically
 from hybrid.policies.pace import Pace
 from hybrid.policies.records import USUAL_LEVEL, Records
-from hybrid.types import Result
+from hybrid.types import RefineMode, Result
 
 MOST_BYTES = 16 << 20
 _LEVEL_FOLLOWS, _LEAST_LEVEL, _MOST_LEVEL = 0.01, 0.9, 0.995
@@ -54,6 +54,11 @@ class History:
         """How many requests were learned from, in all runs."""
         with self._lock:
             return self._kept.all.requests
+
+    def usual_pace(self, mode: RefineMode) -> float:
+        """Logarithm of what requests of a mode usually take over what they cost."""
+        with self._lock:
+            return self._kept.usual_pace(mode)
 
     def learn(self, result: Result) -> None:
         """Take in a finished request."""

@@ -149,8 +149,8 @@ class Records:
         self._add_paces(result.plan.refine.mode, [log_pace])
 
     def usual_pace(self, mode: RefineMode) -> float:
-        """The median of `paces`."""
-        return quantile(self.paces[mode], 0.5)
+        """The median of `paces`, 0 where there are none."""
+        return quantile(self.paces[mode], 0.5) if self.paces.get(mode) else 0.0
 
     def _add_paces(self, mode: RefineMode, more: Sequence[float]) -> None:
         paces = self.paces.setdefault(mode, [])

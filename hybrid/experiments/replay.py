@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from hybrid.policies.quality import read_quality
 from hybrid.policies.schema import Policy
 from hybrid.policies.signals import gather
 from hybrid.requests import make_request
-from hybrid.types import DraftParams, Plan
+from hybrid.types import DraftParams, Plan, RefineMode
 
 Place = tuple[str, int, int, int]  # see `Record.place`
 
@@ -128,22 +128,30 @@ def replay_records(
 def find_paces(results: Results, records: Sequence[Record]) -> dict[Place, float]:
     """The machine's pace when each of these was first made, followed as the planner does.
 
-    What is usual is the median of the same plan on the same task, of what a request took over what
-    its own steps and tokens cost.
+    A request's own pace is what it took over what its steps and tokens cost, relative to the median
+    of its plan on its task; that, relative to what the run's planner took for usual of its mode.
     """
     known = _costs(results)
-    costs = known[_fullest(known)]
+    key = _fullest(known)
+    costs, history = known[key], History(known[key], history_path(results.folder, key))
     answered = [r for r in records if r.settings is not None and r.seconds > 0]
     different = sorted({r.key: r for r in answered}.values(), key=lambda record: record.started)
-    logs: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for record in different:
-        logs[_kind(record)].append(math.log(record.seconds / _cost(costs, record)))
-    usual = {kind: float(np.median(found)) for kind, found in logs.items()}
+    logs = [math.log(record.seconds / _cost(costs, record)) for record in different]
+    kinds: dict[tuple[str, str], list[float]] = defaultdict(list)
+    modes: dict[str, list[float]] = defaultdict(list)
+    for record, log_pace in zip(different, logs, strict=True):
+        kinds[_kind(record)].append(log_pace)
+        modes[record.mode].append(log_pace)
+    usual = {kind: float(np.median(found)) for kind, found in kinds.items()}
+    later = {
+        mode: float(np.median(found)) - history.usual_pace(cast(RefineMode, mode))
+        for mode, found in modes.items()
+    }
     pace = Pace(different[0].started if different else 0.0)
     paces: dict[Place, float] = {}
-    for record in different:
+    for record, log_pace in zip(different, logs, strict=True):
         paces.setdefault(record.place, pace.at(record.started))
-        error = math.log(record.seconds / _cost(costs, record)) - usual[_kind(record)]
+        error = log_pace - usual[_kind(record)] + later[record.mode]
         pace.follow(error, record.started + record.seconds)
     return paces
 
