@@ -10,7 +10,7 @@ from threading import Event as Flag
 from threading import Lock
 from typing import cast
 
-from hybrid.cores import share_of, usable_cores
+from hybrid.cores import given_cores, share_of
 from hybrid.pipeline import Custom, Emit
 from hybrid.policies.schema import ModelsSection, Policy
 from hybrid.types import Finished, Plan, Request, Result
@@ -82,7 +82,7 @@ class Workers:
     def _load(self, policy: Policy) -> str:
         """Start who is missing. The first may measure the machine, so it loads alone."""
         alive = {number: worker for number, worker in self._workers.items() if worker.is_alive}
-        cores = usable_cores()
+        cores = given_cores()
         started = {
             number: WorkerProcess(share_of(cores, number, self._count))
             for number in range(self._count)

@@ -40,7 +40,8 @@ class WorkerProcess:
             env={**os.environ, "OMP_NUM_THREADS": str(len(cores)), "PYTHONPATH": paths},
         )
         if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(self._process.pid, cores)
+            with suppress(OSError):  # a container may forbid it: then it moves
+                os.sched_setaffinity(self._process.pid, cores)
         assert self._process.stdin and self._process.stdout
         self._inbox, self._outbox = self._process.stdin, self._process.stdout
         self._numbers = itertools.count()

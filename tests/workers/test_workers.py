@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hybrid import Hybrid
-from hybrid.cores import share_of, usable_cores
+from hybrid.cores import given_cores, share_of
 from hybrid.errors import (
     BackendError,
     Cancelled,
@@ -216,10 +216,15 @@ def test_models_that_are_handed_over_stay_here() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores cannot be chosen here")
-def test_workers_divide_the_cores(hybrid: Hybrid) -> None:
+def test_workers_divide_the_cores_however_many_this_process_uses(
+    hybrid: Hybrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    hybrid.close()
     hybrid.load()
     chosen = [os.sched_getaffinity(worker._process.pid) for worker in processes(hybrid)]
-    assert chosen == [set(share_of(usable_cores(), number, 2)) for number in range(2)]
+    assert chosen == [set(share_of(given_cores(), number, 2)) for number in range(2)]
+    assert len(given_cores()) == 1 or not chosen[0] & chosen[1]
 
 
 @pytest.mark.parametrize(
