@@ -40,7 +40,13 @@ def compile_models(policy: str = "balanced", /) -> None:
 
     from hybrid.backends import find_model
     from hybrid.gemma.compiled import load_small
-    from hybrid.gemma.compiler import compile_program, program_names, require_compiler
+    from hybrid.gemma.compiler import (
+        compile_program,
+        program_names,
+        require_compiler,
+        require_small,
+    )
+    from hybrid.gemma.config import GemmaConfig
     from hybrid.gemma.model import load_model
 
     require_compiler()
@@ -49,6 +55,7 @@ def compile_models(policy: str = "balanced", /) -> None:
     for role in ("drafter", "refiner"):
         choice = choices[role]
         if choice and choice.backend == "native" and choice.device in ("auto", "cpu"):
+            require_small(GemmaConfig.from_directory(find_model(choice.model, role, False)))
             folders[role] = find_model(choice.model, role)
     if not folders:
         raise CapabilityError("compiling", policy, "the policy has no native model on a CPU")

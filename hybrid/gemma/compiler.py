@@ -21,6 +21,7 @@ from torch.export import Dim
 from hybrid.errors import CapabilityError
 from hybrid.gemma.cache import Reading
 from hybrid.gemma.compiled import MOST_TOKENS, CompiledModel
+from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.flat_cache import PADDING, FlatCache
 from hybrid.gemma.model import GemmaModel
 from hybrid.gemma.threads import SMALL_HIDDEN_SIZE
@@ -30,17 +31,21 @@ from hybrid.gemma.weights import FEW_EXPERTS
 _MOST = 1 << 24
 
 
+def require_small(config: GemmaConfig) -> None:
+    """Raise CapabilityError for a model that would not gain, before its weights are read."""
+    if config.hidden_size > SMALL_HIDDEN_SIZE:
+        gain = f"only models with a hidden size of at most {SMALL_HIDDEN_SIZE} gain"
+        raise CapabilityError("compiling", "cpu", f"{gain}; this one has {config.hidden_size}")
+    if config.num_experts > FEW_EXPERTS:
+        missing = f"layers of more than {FEW_EXPERTS} experts cannot be compiled"
+        raise CapabilityError("compiling", "cpu", f"{missing}; these have {config.num_experts}")
+
+
 def program_names(model: GemmaModel) -> list[str]:
     """The passes that are worth compiling of a model; raises CapabilityError if none can be."""
-    experts = [layer.feed_forward.experts for layer in model.weights.layers]
-    if model.config.hidden_size > SMALL_HIDDEN_SIZE or model.device.type != "cpu":
-        missing = f"only models on a CPU with a hidden size of at most {SMALL_HIDDEN_SIZE} gain"
-    elif any(layer is not None and layer.united is None for layer in experts):
-        missing = f"layers of more than {FEW_EXPERTS} experts cannot be compiled"
-    else:
-        missing = ""
-    if missing:
-        raise CapabilityError("compiling", str(model.device), missing)
+    require_small(model.config)
+    if model.device.type != "cpu":
+        raise CapabilityError("compiling", str(model.device), "only passes on a CPU gain")
     if model.weights.self_conditioning is None:
         return ["write", "encode"]
     return ["denoise_row", "denoise_rows", "read"]

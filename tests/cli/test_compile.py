@@ -46,6 +46,22 @@ def test_a_policy_without_a_model_on_a_cpu_is_refused(
     assert "no native model on a CPU" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+def test_a_large_model_is_refused_before_its_weights_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = json.loads((weights_path("drafter") / "config.json").read_text())
+    values["text_config"]["hidden_size"] = 2816
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "config.json").write_text(json.dumps(values))  # and no weights
+    policy = tmp_path / "large.yaml"
+    policy.write_text(
+        f"version: 1\nmodels: {{drafter: {{model: {tmp_path}/large}}, refiner: null}}\n"
+    )
+    assert main(["compile", str(policy)]) == 2
+    assert "hidden size of at most 512 gain; this one has 2816" in capsys.readouterr().err
+
+
 def test_doctor_tells_what_is_compiled_missing_or_damaged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
