@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hybrid.deadline import Deadline
+from hybrid.turns import PATIENCE_S
 
 _SHARE = 0.2  # of the shortest budget, for one step
 _REMEMBERED = 64  # budgets
 _FEWEST = 2  # rows in turns: 1.9 ms each where 8 take 1.6 and 1 takes 2.7 (embedded pair)
-_PATIENCE_S = 1.0  # no row waits longer for those without time
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Pacing:
         urgent = [
             row
             for row in waiting
-            if self.is_urgent(deadlines[row], len(waiting)) or now > self._since[row] + _PATIENCE_S
+            if self.is_urgent(deadlines[row], len(waiting)) or now > self._since[row] + PATIENCE_S
         ]
         rows = urgent or waiting[: self._most(len(waiting))]
         return Turn(rows, bool(urgent), len(rows) == len(waiting))

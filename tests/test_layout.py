@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CONTRACT = {"artefacts", "types", "errors", "protocols", "deadline", "modes", "cores", "lock"}
+CONTRACT = {
+    "artefacts",
+    "types",
+    "errors",
+    "protocols",
+    "deadline",
+    "modes",
+    "cores",
+    "lock",
+    "turns",
+}
 MAY_IMPORT = {
     "kernels": {"kernels"},
     "hybrid/gemma": {"gemma", "kernels", *CONTRACT},

@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -372,3 +373,45 @@ def test_a_row_whose_time_a_step_of_all_would_outlast_steps_by_itself() -> None:
     assert steps == [3]
     batch.step()
     assert steps == [3, 1, 2]
+
+
+def test_rows_that_step_in_turns_get_what_they_get_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybrid.drafters.pacing._SHARE", 1e-9)  # as if budgets were short
+    drafter = DiffusionGemmaDrafter.from_directory(FOLDER, "cpu")
+    params = DraftParams(max_denoising_steps=6, confidence_threshold=0.0)
+    prompts = ("sort up: 4 8 1 9 3", "add 12 + 34", "in words: 345", "list 3 metals", "add 1 + 2")
+
+    def job(seed: int) -> DraftJob:
+        return DraftJob(Request(prompts[seed]), params, seed, 32, Deadline.after(3600))
+
+    batch = drafter.open_batch(5, 128)
+    numbers = batch.admit([drafter.prepare(job(seed)) for seed in range(5)])
+    sizes: list[int] = []
+    drafts: dict[int, Draft | Exception] = {}
+    while batch.active:
+        before = {number: work.row.step for number, work in batch._rows.items()}
+        drafts |= batch.step()
+        after = {number: work.row.step for number, work in batch._rows.items()}
+        sizes.append(sum(after.get(number, 6) > step for number, step in before.items()))
+    assert sizes == [2] * 15
+    for seed, number in enumerate(numbers):
+        (alone,), together = drafter.draft([job(seed)]), drafts[number]
+        assert isinstance(together, Draft)
+        assert (together.token_ids, together.steps) == (alone.token_ids, 6)
+
+
+def test_a_row_whose_time_runs_out_ends_before_others_take_a_step() -> None:
+    drafter = DiffusionGemmaDrafter.from_directory(FOLDER, "cpu")
+    params = DraftParams(max_denoising_steps=64, confidence_threshold=0.0)
+    batch = drafter.open_batch(2, 128)
+    deadline = Deadline.after(2.0)
+    for seed, until in enumerate((Deadline(), deadline)):
+        job = DraftJob(Request("add 12 + 34"), params, seed, 32, until)
+        batch.admit([drafter.prepare(job)])
+    assert batch.step() == {}
+    time.sleep(max(0.0, deadline.remaining_s) + 0.01)
+    ((_, draft),) = batch.step().items()
+    assert isinstance(draft, Draft)
+    assert (draft.finish_reason, draft.steps) == ("budget", 1)
+    (patient,) = batch._rows.values()
+    assert patient.row.step == 1
