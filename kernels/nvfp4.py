@@ -16,7 +16,6 @@ rows and 64 columns that lie together in memory, 4 KB of codes and 512 bytes of 
 """
 
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -130,7 +129,7 @@ def pack_matrix(packed: Tensor, weight_scale: Tensor, factors: Tensor) -> Packed
     codes = tiles(packed ^ signs.repeat_interleave(BLOCK // 2, -1), TILE_COLUMNS // 2)
     scales = tiles(scale_bytes & 0x7F, TILE_COLUMNS // BLOCK)
     return PackedMatrix(
-        words=_to_words(unpack_torch(codes)),
+        words=_to_words(codes),
         scales=_exchanged(scales, (-1, 2, 8, 2, 2)).view(torch.float8_e4m3fn),
         factors=factors,
         rows=rows,
@@ -142,7 +141,7 @@ def unpack_matrix(matrix: PackedMatrix) -> tuple[Tensor, Tensor, Tensor]:
     """(packed, weight_scale, factors) as `pack_matrix` took them, bit for bit unless negative."""
     scales = _exchanged(matrix.scales.view(torch.uint8), (-1, 2, 8, 2, 2))
     scales = untiled(scales)[:, : matrix.rows, : matrix.columns // BLOCK]
-    packed = untiled(pack_torch(_from_words(matrix.words)))
+    packed = untiled(_from_words(matrix.words))
     packed = packed[:, : matrix.rows, : matrix.columns // 2]
     return packed.contiguous(), scales.contiguous().view(torch.float8_e4m3fn), matrix.factors
 
@@ -204,36 +203,32 @@ def _exchanged(scales: Tensor, shape: tuple[int, ...]) -> Tensor:
     return scales.view(*leading, *shape).transpose(-4, -2).reshape(scales.shape)
 
 
-def _to_words(codes: Tensor) -> Tensor:
-    """int32 words [..., 128, 8] of codes [..., 128, 64]."""
-    places = codes.view(*codes.shape[:-1], 2, 4, 4, 2).permute(
-        *range(codes.dim() - 1), -2, -4, -3, -1
-    )
-    words = torch.zeros(places.shape[:-2], dtype=torch.int32, device=codes.device)
-    for pair, half in product(range(4), range(2)):
-        code = places[..., pair, half].int()
-        words |= _at_bits(code, pair) << 16 * half
-    return words.flatten(-2)
-
-
-def _at_bits(code: Tensor, pair: int) -> Tensor:
-    """A code, int32, with its bits where pair `pair` of a word's half has them."""
-    if pair == 3:
-        return (code & 3) << 10 | (code & 12) << 11
-    return ((code & 7) | (code & 8) << 6) << 6 - 3 * pair
+def _to_words(packed: Tensor) -> Tensor:
+    """int32 words [..., 128, 8] of bytes [..., 128, 32]; a byte has the two codes of a pair."""
+    axes = [*range(packed.dim() - 1)]
+    pairs = packed.view(*packed.shape[:-1], 2, 4, 4).permute(*axes, -1, -3, -2)
+    four = pairs.contiguous().view(torch.int32)  # the bytes of a word, the lowest first
+    words = torch.zeros_like(four)
+    for pair in range(4):
+        byte = four >> 8 * pair & 0xFF
+        codes = (byte | byte << 12) & 0x000F000F
+        if pair == 3:
+            words |= (codes & 0x00030003) << 10 | (codes & 0x000C000C) << 11
+        else:
+            words |= (codes & 0x00070007 | (codes & 0x00080008) << 6) << 6 - 3 * pair
+    return words.flatten(-3)
 
 
 def _from_words(words: Tensor) -> Tensor:
-    """The codes [..., 128, 64] of int32 words [..., 128, 8]."""
+    """The bytes [..., 128, 32] of int32 words [..., 128, 8]."""
     words = words.view(*words.shape[:-1], 4, 2)
-    codes = []
-    for pair, half in product(range(4), range(2)):
-        bits = words >> 16 * half
+    pairs = []
+    for pair in range(4):
         if pair == 3:
-            code = (bits >> 10 & 3) | (bits >> 11 & 12)
+            codes = words >> 10 & 0x00030003 | words >> 11 & 0x000C000C
         else:
-            bits = bits >> 6 - 3 * pair
-            code = (bits & 7) | (bits >> 6 & 8)
-        codes.append(code.to(torch.uint8))
-    places = torch.stack(codes, -1).view(*words.shape, 4, 2)
-    return places.permute(*range(words.dim() - 2), -3, -2, -4, -1).flatten(-4)
+            bits = words >> 6 - 3 * pair
+            codes = bits & 0x00070007 | bits >> 6 & 0x00080008
+        pairs.append((codes | codes >> 12).to(torch.uint8))
+    axes = [*range(words.dim() - 2)]
+    return torch.stack(pairs, -1).permute(*axes, -2, -1, -3).flatten(-3)
