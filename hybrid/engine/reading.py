@@ -29,7 +29,9 @@ from hybrid.kernels.native import native_matrix
 from hybrid.kernels.nvfp4 import PackedMatrix, pack_matrix
 from hybrid.types import Activations
 
-_PIECE = 2**26  # bytes of a file that are on the host at a time, where rows are not longer
+# Bytes of a file that are on the host at a time, where rows are not longer: what stays in a cache.
+# With 64 MB a piece bfloat16 is read at 6 GB/s, with 4 MB at 13 (from memory, one core).
+_PIECE = 2**22
 
 
 def read_weights(

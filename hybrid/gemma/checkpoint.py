@@ -29,6 +29,7 @@ class Checkpoint:
         self._shards: dict[Path, TensorFile] = {}
         self._files = self._read_index()
         self._unread = dict.fromkeys(self._files)
+        self._buffer = torch.empty(0, dtype=torch.uint8)
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -86,16 +87,17 @@ class Checkpoint:
     def pieces(self, name: str, most: int) -> Iterator[tuple[slice, Tensor]]:
         """A checked tensor along its first dimension: where each part goes, and the part.
 
-        A part has at most `most` bytes, or one index, and lasts until the next one. All are in one
-        buffer: in many of their own sizes they fragment the heap, to 1.7 GB of a model of 51 GB.
+        A part has at most `most` bytes, or one index, and lasts until the next one, of any tensor.
+        All are in one buffer: in many they fragment the heap, to 1.7 GB of a model of 51 GB.
         """
         dtype, shape = self.describe(name)
         row = stored_bytes(dtype, shape[1:])
         step = max(1, most // max(1, row))
-        buffer = torch.empty(max(most, row), dtype=torch.uint8)
+        if len(self._buffer) < max(most, row):
+            self._buffer = torch.empty(max(most, row), dtype=torch.uint8)
         for start in range(0, shape[0], step):
             part = slice(start, min(start + step, shape[0]))
-            yield part, self._shards[self._files[name]].read(name, part, buffer)
+            yield part, self._shards[self._files[name]].read(name, part, self._buffer)
 
     def skip(self, prefixes: Sequence[str], suffixes: Sequence[str] = ()) -> tuple[str, ...]:
         """Leave out the unread tensors so called; returns their names."""
@@ -155,6 +157,7 @@ class Checkpoint:
         for shard in self._shards.values():
             shard.close()
         self._shards.clear()
+        self._buffer = torch.empty(0, dtype=torch.uint8)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
