@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from hybrid.engine.memory import require_memory
+from hybrid.engine.memory import require_host_memory, require_memory
 from hybrid.engine.model import EngineModel
 from hybrid.engine.reading import read_weights
 from hybrid.errors import CapabilityError
@@ -36,19 +36,36 @@ def load_fastest(
 
     `device` is "auto" (a GPU for all but small models, where there is one), "cpu", "cuda" or
     "cuda:N"; `activations` as in `load_engine`. Raises CheckpointError, and CapabilityError for a
-    GPU that is missing, too small, or cannot multiply as asked.
+    device that is missing, has too little memory, or cannot multiply as asked.
     """
-    is_small = GemmaConfig.from_directory(path).hidden_size <= SMALL_HIDDEN_SIZE
+    config = GemmaConfig.from_directory(path)
+    is_small = config.hidden_size <= SMALL_HIDDEN_SIZE
     if device == "auto":
         device = "cuda" if _has_gpu() and not is_small else "cpu"
     if device == "cpu":
         if activations == "nvfp4":
             raise CapabilityError(f"loading {path}", device, NEEDS_BLACKWELL)
-        return load_small(path) if is_small else load_model(path)
+        return load_small(path) if is_small else _load_decoded(path, config)
     if not _has_gpu():
         missing = f"a CUDA device of compute capability {OLDEST_MAJOR}.0 or newer; there is none"
         raise CapabilityError(f"loading {path}", device, missing)
     return load_engine(path, torch.device(device), torch.bfloat16, activations)
+
+
+def _load_decoded(path: str | Path, config: GemmaConfig) -> GemmaModel:
+    """A large model on a CPU, after the checks that the engine makes."""
+    map_tensors(path, config)
+    checkpoint = Checkpoint(path)
+    try:
+        needed = require_host_memory(checkpoint, config)
+    finally:
+        checkpoint.close()
+    _say(f"{path} on cpu: {needed / 1e9:.2f} GB for weights in float32")
+    return load_model(path)
+
+
+def _say(plan: str) -> None:
+    Console(stderr=True).print(plan, highlight=False, markup=False, soft_wrap=True)
 
 
 def _require_native(path: Path, device: torch.device) -> None:
@@ -85,8 +102,11 @@ def load_engine(
     try:
         plan = require_memory(checkpoint, config, device, dtype)
         if device.type == "cuda":
-            Console(stderr=True).print(f"{path} on {device}: {plan}", highlight=False)
+            _say(f"{path} on {device}: {plan}")
         weights = read_weights(checkpoint, config, device, dtype, activations)
+    except torch.OutOfMemoryError as error:  # others have taken what was free
+        missing = f"needs {plan}; {error}"
+        raise CapabilityError(f"loading {path}", str(device), missing) from None
     finally:
         checkpoint.close()
     return EngineModel(config, weights)

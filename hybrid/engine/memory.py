@@ -1,14 +1,16 @@
-"""How much memory a model takes on a GPU, known from its headers before anything is loaded.
+"""How much memory a model takes, known from its headers before anything is loaded.
 
 Out of memory in the middle of loading 18 GB is a crash after a minute; the same sum beforehand is a
 sentence with numbers in it.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from hybrid.engine.host import free_memory
 from hybrid.engine.rooms import RoomSize
 from hybrid.errors import CapabilityError
 from hybrid.gemma.cache import LEAST_SPARE, slots_by_kind
@@ -16,6 +18,7 @@ from hybrid.gemma.checkpoint import Checkpoint
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.quantized import ACTIVATION_SCALES
 from hybrid.gemma.reader import TOWERS
+from hybrid.gemma.weights import FEW_EXPERTS
 from hybrid.kernels.nvfp4 import BLOCK, TILE_COLUMNS, TILE_ROWS
 
 USUAL_CONTEXT = 4096
@@ -73,13 +76,30 @@ def require_memory(
     return plan
 
 
+def require_host_memory(checkpoint: Checkpoint, config: GemmaConfig) -> int:
+    """Bytes that loading in float32 takes; CapabilityError if the system has less to give."""
+    needed, free = decoded_bytes(checkpoint, config), free_memory()
+    if free is not None and needed > free:
+        missing = f"needs {_gb(needed)} to decode all weights to float32, and {_gb(free)} are free"
+        raise CapabilityError(f"loading {checkpoint.directory}", "cpu", missing)
+    return needed
+
+
+def decoded_bytes(checkpoint: Checkpoint, config: GemmaConfig) -> int:
+    """Bytes of the weights in float32, with what the largest of them takes on its way there."""
+    total = largest = 0
+    twice = (".experts.", ".mlp.") if 0 < config.num_experts <= FEW_EXPERTS else ()
+    for name, kind, shape in _weights(checkpoint):
+        numbers = math.prod(shape) * (2 if kind == "U8" else 1)
+        total += 2 * numbers if any(word in name for word in twice) else numbers
+        largest = max(largest, numbers)
+    return 4 * total + 6 * largest
+
+
 def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     """Bytes of the weights as `hybrid.engine.reading` lays them out."""
     total = 0
-    for name in checkpoint.names:
-        if name.startswith(TOWERS) or name.endswith((*ACTIVATION_SCALES, *_SCALES)):
-            continue
-        kind, shape = checkpoint.describe(name)
+    for name, kind, shape in _weights(checkpoint):
         if kind != "U8":
             total += math.prod(shape) * dtype.itemsize
         elif ".gate_proj." in name:  # in the same tiles as its up projection
@@ -111,6 +131,13 @@ def work_bytes(config: GemmaConfig, rows: int, dtype: torch.dtype) -> int:
     wide = 8 * config.hidden_size  # float32 sums of the vocabulary's shares
     numbers = config.vocab_size + assigned + 8 * config.hidden_size
     return tokens * (numbers * dtype.itemsize + 4 * wide) + _OVERHEAD
+
+
+def _weights(checkpoint: Checkpoint) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, stored type and shape of all but what is left out and quantised matrices' scales."""
+    for name in checkpoint.names:
+        if not (name.startswith(TOWERS) or name.endswith((*ACTIVATION_SCALES, *_SCALES))):
+            yield name, *checkpoint.describe(name)
 
 
 def _packed_bytes(rows: int, columns: int) -> int:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hybrid.embedded import weights_path
+from hybrid.engine import host, load, memory
 from hybrid.engine.load import load_engine, load_fastest
-from hybrid.engine.memory import plan_memory, require_memory, weight_bytes
+from hybrid.engine.memory import decoded_bytes, plan_memory, require_memory, weight_bytes
 from hybrid.errors import CapabilityError
 from hybrid.gemma.checkpoint import Checkpoint
 from hybrid.gemma.config import GemmaConfig
@@ -84,6 +85,52 @@ def test_what_does_not_fit_is_refused_with_the_numbers(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (plan.total - 1, plan.total))
     with pytest.raises(CapabilityError, match=r"Card.*needs .* GB of weights.*GB are free"):
         require_memory(checkpoint, config, gpu, torch.bfloat16)
+
+
+def test_a_large_model_on_a_cpu_needs_room_for_its_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Decoded to float32, it is many times its files; the system would end the process."""
+    monkeypatch.setattr(load, "SMALL_HIDDEN_SIZE", 1)
+    needed = decoded_bytes(Checkpoint(FOLDER), GemmaConfig.from_directory(FOLDER))
+    monkeypatch.setattr(memory, "free_memory", lambda: needed)
+    model = load_fastest(FOLDER, "cpu")
+    assert isinstance(model, GemmaModel)
+    held = sum(tensor.nbytes for tensor in {id(t): t for t in tensors(model.weights)}.values())
+    assert held < needed < 1.5 * held
+    monkeypatch.setattr(memory, "free_memory", lambda: needed - 1)
+    with pytest.raises(
+        CapabilityError, match=r"on cpu: needs .* GB .* float32, and .* GB are free"
+    ):
+        load_fastest(FOLDER, "cpu")
+    monkeypatch.setattr(memory, "free_memory", lambda: None)
+    load_fastest(FOLDER, "cpu")
+
+
+def test_free_memory_is_the_machines_or_the_containers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "_MACHINE", tmp_path / "meminfo")
+    monkeypatch.setattr(host, "_GROUP", tmp_path)
+    assert host.free_memory() is None
+    (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:   500 kB\n")
+    assert host.free_memory() == 500 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("300000\n")
+    assert host.free_memory() == 500 * 1024
+    (tmp_path / "memory.max").write_text("400000\n")
+    assert host.free_memory() == 100_000
+    (tmp_path / "memory.stat").write_text("anon 7\ninactive_file 50000\n")
+    assert host.free_memory() == 150_000
+
+
+def test_memory_that_others_took_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*given: object) -> None:
+        raise torch.OutOfMemoryError("no 2 MiB")
+
+    monkeypatch.setattr(load, "read_weights", read)
+    with pytest.raises(CapabilityError, match=r"needs .* GB of weights.*no 2 MiB"):
+        load_engine(FOLDER, torch.device("cpu"), torch.bfloat16)
 
 
 def test_more_rows_take_more_cache_and_work() -> None:
