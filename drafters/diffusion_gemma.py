@@ -4,9 +4,10 @@ Settings, prompts and templates are checked here, before anything runs; the work
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -22,6 +23,15 @@ from hybrid.gemma.threads import SMALL_HIDDEN_SIZE
 from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.protocols import DraftJob
 from hybrid.types import Activations, Draft, DraftParams, Request
+
+_SETTINGS: Mapping[str, Callable[[Fields, str], Any]] = {
+    "max_denoising_steps": Fields.whole,
+    "entropy_bound": Fields.number,
+    "t_min": Fields.positive,
+    "t_max": Fields.positive,
+    "stability_threshold": partial(Fields.whole, least=0),
+    "confidence_threshold": Fields.number,
+}
 
 
 class DiffusionGemmaDrafter:
@@ -172,12 +182,23 @@ def check_job(job: DraftJob, canvas_length: int, vocabulary: int) -> None:
 
 
 def read_params(folder: Path) -> DraftParams:
-    """The sampler settings in a folder's generation_config.json, or the published ones."""
+    """The sampler settings in a folder's generation_config.json, or the published ones.
+
+    Raises CheckpointError for any that mean nothing.
+    """
     file = folder / "generation_config.json"
-    if not file.is_file():
+    if not file.exists():
         return DraftParams()
-    fields = Fields.read(file).values
-    sampler = fields.get("sampler_config") or {}
-    known = {**fields, **sampler}
-    names = DraftParams.__dataclass_fields__
-    return DraftParams(**{name: known[name] for name in names if known.get(name) is not None})
+    top = Fields.read(file)
+    inner = [top.section("sampler_config")] if top.get("sampler_config") is not None else []
+    params = DraftParams(
+        **{
+            name: read(section, name)
+            for section in (top, *inner)
+            for name, read in _SETTINGS.items()
+            if section.get(name) is not None
+        }
+    )
+    if params.t_min > params.t_max:
+        raise top.error("t_min", f"{params.t_min:g} is above t_max, {params.t_max:g}")
+    return params

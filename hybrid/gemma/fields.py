@@ -21,6 +21,8 @@ class Fields:
     @classmethod
     def read(cls, file: Path) -> Self:
         """The object that the JSON file holds; CheckpointError if there is none."""
+        if file.exists() and not file.is_file():
+            raise CheckpointError(str(file), "not a file")
         try:
             values = json.loads(file.read_text("utf-8"))
         except FileNotFoundError:
@@ -69,6 +71,14 @@ class Fields:
         value = self.require(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
             raise self.error(key, f"{value!r} is not a number above 0 and at most {most:.4g}")
+        return float(value)
+
+    def number(self, key: str, least: float = 0.0) -> float:
+        """The finite number under `key`, at least `least`."""
+        value = self.require(key)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not least <= value <= sys.float_info.max:
+            raise self.error(key, f"{value!r} is not a number from {least:g} up")
         return float(value)
 
     def positive_or_none(self, key: str) -> float | None:

@@ -1,5 +1,6 @@
 """The drafter held to transformers' own generation, and to what it promises a request."""
 
+import json
 import math
 import random
 import time
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hybrid.deadline import Deadline
-from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
+from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter, read_params
 from hybrid.drafters.noise import CounterNoise, Draw
 from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import TASKS, evaluation_set
@@ -344,6 +345,36 @@ def test_the_folders_own_settings_are_the_default() -> None:
     drafter = DiffusionGemmaDrafter.from_directory(FOLDER)
     assert drafter.default_params == DraftParams()
     assert (drafter.canvas_length, drafter.max_context) == (32, 1024)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"max_denoising_steps": "48"}, "max_denoising_steps"),
+        ({"max_denoising_steps": 0}, "max_denoising_steps"),
+        ({"sampler_config": 3}, "sampler_config"),
+        ({"sampler_config": {"entropy_bound": -0.1}}, "sampler_config.entropy_bound"),
+        ({"sampler_config": {"entropy_bound": float("nan")}}, "sampler_config.entropy_bound"),
+        ({"confidence_threshold": True}, "confidence_threshold"),
+        ({"stability_threshold": 1.5}, "stability_threshold"),
+        ({"t_min": 0}, "t_min"),
+        ({"t_min": 0.9}, "t_min"),
+        ({"t_max": float("inf")}, "t_max"),
+    ],
+)
+def test_settings_of_a_folder_that_mean_nothing_are_refused(
+    tmp_path: Path, settings: dict[str, Any], key: str
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=rf"/generation_config.json: {key}: "):
+        read_params(tmp_path)
+
+
+def test_a_folder_may_say_some_settings(tmp_path: Path) -> None:
+    assert read_params(tmp_path) == DraftParams()
+    settings = {"t_min": None, "t_max": 2, "sampler_config": {"entropy_bound": 0}}
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    assert read_params(tmp_path) == DraftParams(t_max=2.0, entropy_bound=0.0)
 
 
 def test_a_refiner_is_no_drafter() -> None:
