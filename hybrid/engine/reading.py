@@ -81,8 +81,10 @@ class _Reader(StackReader):
     def fill(self, target: Tensor, name: str) -> None:
         """Copy a stored tensor of the target's shape."""
         self.checkpoint.check(name, target.shape, FLOATS)
+        is_finite = torch.ones((), dtype=torch.bool, device=self.device)
         for part, piece in self.checkpoint.pieces(name, _PIECE):
-            target[part].copy_(piece)
+            is_finite &= target[part].copy_(piece).isfinite().all()
+        self.checkpoint.require_finite(name, is_finite)
 
     def norm(self, name: str, size: int = 0) -> Tensor:
         return self.tensor(f"{name}.weight", (size or self.config.hidden_size,))
@@ -214,8 +216,11 @@ class _Reader(StackReader):
         inner, name = self.config.moe_intermediate_size, self.named(name)
         whole = self.empty(count, inner, 2, hidden)
         self.checkpoint.check(name, (count, 2 * inner, hidden), FLOATS)
+        is_finite = torch.ones((), dtype=torch.bool, device=self.device)
         for part, piece in self.checkpoint.pieces(name, _PIECE):
             whole[part].transpose(1, 2).copy_(piece.view(-1, 2, inner, hidden))
+            is_finite &= whole[part].isfinite().all()
+        self.checkpoint.require_finite(name, is_finite)
         return whole.flatten(1, 2)
 
     def self_conditioning(self) -> SelfConditioningWeights:

@@ -84,6 +84,17 @@ class Checkpoint:
         self.check(name, shape, dtypes)
         return self._shards[self._files[name]].read(name)
 
+    def numbers(self, name: str, shape: Sequence[int]) -> Tensor:
+        """The tensor as stored, of one of `FLOATS`; CheckpointError also where it is not finite."""
+        tensor = self.read(name, shape, FLOATS)
+        self.require_finite(name, tensor.isfinite().all())
+        return tensor
+
+    def require_finite(self, name: str, is_finite: Tensor | bool) -> None:
+        """Raise CheckpointError unless the tensor's numbers were found to be finite."""
+        if not is_finite:
+            raise self.error(name, "holds NaN or infinity")
+
     def pieces(self, name: str, most: int) -> Iterator[tuple[slice, Tensor]]:
         """A checked tensor along its first dimension: where each part goes, and the part.
 
@@ -125,6 +136,8 @@ class Checkpoint:
         if not has_index:
             file = self.directory / SINGLE
             return dict.fromkeys(self._open(file), file)
+        if index.exists() and not index.is_file():
+            raise CheckpointError(str(index), "not a file")
         try:
             weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
             files = {str(name): self.directory / str(file) for name, file in weight_map.items()}

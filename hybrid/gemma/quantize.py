@@ -134,7 +134,7 @@ class Quantizer:
         errors: dict[str, list[float]] = {}
         with ShardWriter(self.job.target / shard, self.shard_forms(shard)) as writer:
             for name in names:
-                tensor = self.checkpoint.read(name)
+                tensor = self.read(name)
                 part = self.part(name)
                 if part is None:
                     writer.write(name, tensor)
@@ -144,6 +144,12 @@ class Quantizer:
                         writer.write(key, value)
                 yield tensor.numel() * tensor.element_size()
         self.journal.note(shard, errors)
+
+    def read(self, name: str) -> Tensor:
+        """A stored tensor; CheckpointError if the text model's numbers in it are not finite."""
+        tensor = self.checkpoint.read(name)
+        self.checkpoint.require_finite(name, name not in self.text or tensor.isfinite().all())
+        return tensor
 
     def linears(self, name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, int, int]]:
         """(name, rows, columns) of the linear layers that a stored tensor holds."""
@@ -209,7 +215,7 @@ class Quantizer:
         prefix, _, own = name.removesuffix(".weight").rpartition(".")
         group = next((group for group in _TOGETHER if own in group), ())
         others = [f"{prefix}.{other}.weight" for other in group if other != own]
-        rest = [self.checkpoint.read(other) for other in others if other in self.checkpoint]
+        rest = [self.read(other) for other in others if other in self.checkpoint]
         return torch.cat((tensor, *rest)) if rest else tensor
 
     def last_factor(self, outer: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from hybrid.gemma.checkpoint import FLOATS, Checkpoint
 from hybrid.gemma.fields import Fields
-from hybrid.kernels.nvfp4 import BLOCK, dequantize_torch
+from hybrid.kernels.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, dequantize_torch
 
 Convention = Literal["plain", "modelopt", "compressed-tensors"]
+_MOST = torch.finfo(torch.float32).max
 ACTIVATION_SCALES = ("input_scale", "input_global_scale", ".k_scale", ".v_scale")
 
 
@@ -83,7 +84,7 @@ class MatrixReader:
         """The matrix [N, K] of the linear layer `name` (without `.weight`)."""
         if self.is_quantized(name):
             return self.stored(name, shape).decoded()
-        return self._checkpoint.read(f"{name}.weight", shape, FLOATS)
+        return self._checkpoint.numbers(f"{name}.weight", shape)
 
     def check(self, name: str, shape: Sequence[int]) -> None:
         """Check the linear layer by headers alone: all tensors there, and of the right form."""
@@ -99,7 +100,7 @@ class MatrixReader:
         if ((scales.view(torch.uint8) & 127) == 127).any():
             raise self._checkpoint.error(scale_name, "holds NaN")
         divides = self._convention == "compressed-tensors"
-        return StoredMatrix(packed, scales, self._factor(outer_name), divides)
+        return StoredMatrix(packed, scales, self._factor(outer_name, divides), divides)
 
     def _check_parts(self, name: str, shape: Sequence[int]) -> tuple[str, str, str]:
         """Names of a quantised layer's codes, scales and last factor, their headers checked."""
@@ -120,8 +121,11 @@ class MatrixReader:
             raise self._checkpoint.error(outer, f"expected one number, found {[*found]}")
         return packed, scales, outer
 
-    def _factor(self, name: str) -> Tensor:
+    def _factor(self, name: str, divides: bool) -> Tensor:
         factor = self._checkpoint.read(name).reshape(())
-        if not (factor > 0 and factor.isfinite() and (1 / factor).isfinite()):
-            raise self._checkpoint.error(name, f"{factor.item()} is not above zero and finite")
+        number = factor.item()
+        if not 0 < number <= _MOST or 1 / number > _MOST:
+            raise self._checkpoint.error(name, f"{number} is not above zero and finite")
+        if (1 / number if divides else number) * E2M1_MAX * E4M3_MAX > _MOST:
+            raise self._checkpoint.error(name, f"{number} makes numbers that are not finite")
         return factor

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hybrid.gemma.checkpoint import FLOATS, Checkpoint
+from hybrid.gemma.checkpoint import Checkpoint
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.quantized import ACTIVATION_SCALES, MatrixReader, read_convention
 
@@ -37,7 +37,7 @@ class StackReader:
 
     def stored(self, name: str, shape: Sequence[int]) -> Tensor:
         """A tensor of the stack as it is stored, on the host."""
-        return self.checkpoint.read(self.named(name), shape, FLOATS)
+        return self.checkpoint.numbers(self.named(name), shape)
 
     def scalars(self, index: int) -> tuple[float, float]:
         """What multiplies a layer's output in causal and in denoising passes."""
@@ -45,7 +45,7 @@ class StackReader:
         denoise = encode = self.stored(name, (1,)).float().item()
         if self.config.architecture == "diffusion_gemma":
             name = f"model.encoder.language_model.{name}"
-            encode = self.checkpoint.read(name, (1,), FLOATS).float().item()
+            encode = self.checkpoint.numbers(name, (1,)).float().item()
         return encode, denoise
 
     def projections(self, index: int) -> list[tuple[str, int]]:

@@ -182,7 +182,7 @@ def test_reading_needs_little_beside_the_weights(
     make_diffusion: Make, tmp_path: Path, convention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A twentieth of them, with what is on the host: here a piece is smaller than a tensor."""
-    monkeypatch.setattr(reading, "_PIECE", 2**20)
+    monkeypatch.setattr(reading, "_PIECE", 2**18)
     _, saved = make_diffusion(
         hidden_size=256,
         intermediate_size=192,

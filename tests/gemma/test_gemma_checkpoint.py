@@ -1,6 +1,7 @@
 """Model folders: every published storage loads alike, every broken one says what is wrong."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -169,13 +170,16 @@ def test_a_tensor_in_two_shards(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [INDEX, "config.json", SINGLE])
-def test_links_in_a_circle_and_folders_are_no_files(folder: Path, name: str) -> None:
+def test_links_in_a_circle_folders_and_pipes_are_no_files(folder: Path, name: str) -> None:
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(folder / name)
     fails(folder, name, "Too many levels of symbolic links")
     (folder / name).unlink()
     (folder / name).mkdir()
-    fails(folder, name)
+    fails(folder, name, "not a file")
+    (folder / name).rmdir()
+    os.mkfifo(folder / name)
+    fails(folder, name, "not a file")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}', "{}", "[" * 100_000])
@@ -194,6 +198,18 @@ def test_a_truncated_file(folder: Path, keep: float) -> None:
 
 NORM = "model.decoder.layers.1.input_layernorm.weight"
 SCALE_2 = f"{EXPERT}.weight_scale_2"
+EMBEDDING = "model.decoder.embed_tokens.weight"
+MATRIX = "model.decoder.layers.1.self_attn.q_proj.weight"
+SCALAR = "model.encoder.language_model.layers.2.layer_scalar"
+EXPERT_SCALE = "model.decoder.layers.2.router.per_expert_scale"
+
+
+def spoilt(tensor: Tensor) -> Tensor:
+    """Its last number is infinite."""
+    tensor.view(-1)[-1] = -torch.inf
+    return tensor
+
+
 BROKEN: dict[str, tuple[str, Callable[[Tensor], Tensor | None], str]] = {
     "missing tensor": (NORM, lambda t: None, "missing tensor"),
     "wrong shape": (NORM, lambda t: t[:-1].clone(), "expected shape [32], found [31]"),
@@ -224,6 +240,16 @@ BROKEN: dict[str, tuple[str, Callable[[Tensor], Tensor | None], str]] = {
         lambda t: torch.full_like(t, 1e-39),
         "not above zero and finite",
     ),
+    "second scale of infinite numbers": (
+        SCALE_2,
+        lambda t: torch.full_like(t, 1e36),
+        "makes numbers that are not finite",
+    ),
+    "NaN in a norm": (NORM, lambda t: t / 0 * 0, "holds NaN or infinity"),
+    "infinity in an embedding": (EMBEDDING, spoilt, "holds NaN or infinity"),
+    "infinity in a matrix": (MATRIX, spoilt, "holds NaN or infinity"),
+    "infinite scalar": (SCALAR, spoilt, "holds NaN or infinity"),
+    "infinite scale of an expert": (EXPERT_SCALE, spoilt, "holds NaN or infinity"),
     "two second scales": (SCALE_2, lambda t: torch.stack((t, t)), "expected one number"),
     "half a packed matrix": (
         f"{EXPERT}.weight",
@@ -243,6 +269,22 @@ def test_a_broken_tensor(
         tensors[name] = changed
     save_file(tensors, quantised_folder / SINGLE)
     fails(quantised_folder, SINGLE, name, message)
+
+
+@pytest.mark.parametrize("part", ["gate_up_proj", "down_proj"])
+def test_infinity_in_fused_experts(folder: Path, part: str) -> None:
+    tensors, name = tensors_of(folder), f"model.decoder.layers.1.experts.{part}"
+    save_file({**tensors, name: spoilt(tensors[name])}, folder / SINGLE)
+    fails(folder, SINGLE, name, "holds NaN or infinity")
+
+
+def test_numbers_too_large_for_the_engine(folder: Path) -> None:
+    """3.4e38 is a number in float32, and infinite in bfloat16."""
+    tensors = tensors_of(folder)
+    tensors[NORM][3] = 3.4e38
+    save_file(tensors, folder / SINGLE)
+    with pytest.raises(CheckpointError, match=f"{NORM}: holds NaN or infinity"):
+        load_engine(folder, torch.device("cpu"), torch.bfloat16)
 
 
 def test_columns_that_are_no_multiple_of_sixteen(make_diffusion: Make, tmp_path: Path) -> None:

@@ -82,6 +82,23 @@ def test_nonsense_is_refused(
     assert "is quantised already" in refused(target, str(tmp_path / "twice"))
 
 
+@pytest.mark.parametrize("spoilt", ["layers.1.experts.down_proj", "layers.0.mlp.up_proj.weight"])
+def test_numbers_that_are_not_finite_are_not_quantised(
+    make_diffusion: Make, tmp_path: Path, spoilt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is a matrix whose partner holds one, as both have one factor."""
+    source = Path(shutil.copytree(make_diffusion()[1], tmp_path / "source"))
+    tensors = load_file(source / SINGLE)
+    name = f"model.decoder.{spoilt}"
+    tensors[name].view(-1)[5] = torch.nan
+    save_file(tensors, source / SINGLE)
+    target = tmp_path / "out"
+    assert main(["quantize", str(source), str(target), "--only", "all"]) == 2
+    printed = "".join(capsys.readouterr().err.split("\n"))
+    assert f"{name}: holds NaN or infinity" in printed
+    assert not (target / SINGLE).exists()
+
+
 def test_the_library_decodes_it_alike(make_diffusion: Make, tmp_path: Path) -> None:
     library = pytest.importorskip("compressed_tensors.compressors.nvfp4.base")
     from compressed_tensors.quantization import QuantizationConfig
