@@ -124,16 +124,22 @@ def find_model(model: str, role: Literal["drafter", "refiner"], with_weights: bo
         return weights_path(role)
     if Path(model).is_dir():
         return Path(model)
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+    name, at, revision = model.partition("@")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or (at and not revision):
         raise CheckpointError(model, f"no such folder; give {EMBEDDED!r}, a folder or a hub name")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
-    name, _, revision = model.partition("@")
+    final = HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
     try:
         patterns = [*_SETTINGS, *(_WEIGHTS if with_weights else ())]
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many unrelated types
-        hint = (
-            f"try hf download {name}; HF_TOKEN opens gated models, HF_HUB_OFFLINE forbids network"
-        )
-        raise BackendError("load", f"{model}: {error}; {hint}", retryable=True) from error
+        command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
+        hint = f"try {command}; HF_TOKEN opens gated models, HF_HUB_OFFLINE forbids network"
+        retryable = not isinstance(error, final)
+        raise BackendError("load", f"{model}: {error}; {hint}", retryable) from error

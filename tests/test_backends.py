@@ -6,14 +6,22 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from hybrid.backends import DRAFTERS, REFINERS, Models, find_model, load_models
 from hybrid.deadline import Deadline
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.drafters.huggingface import HuggingFaceDrafter
 from hybrid.embedded import weights_path
-from hybrid.errors import CapabilityError, CheckpointError, PolicyError, RequestError
+from hybrid.errors import (
+    BackendError,
+    CapabilityError,
+    CheckpointError,
+    PolicyError,
+    RequestError,
+)
 from hybrid.policies.loader import parse_policy
 from hybrid.policies.schema import Policy
 from hybrid.protocols import DraftJob
@@ -111,7 +119,9 @@ def test_policies_may_name_the_backends_that_there_are(role: str, backends: dict
             read(backend)
 
 
-@pytest.mark.parametrize("model", ["nothing", "./no/folder", "/no/folder", "~/x", "a/b/c"])
+@pytest.mark.parametrize(
+    "model", ["nothing", "./no/folder", "/no/folder", "~/x", "a/b/c", "a/b@", "@a/b"]
+)
 def test_a_model_that_is_nowhere_is_told_from_one_of_the_hub(model: str) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         find_model(model, "drafter")
@@ -125,8 +135,8 @@ def test_the_roles_of_the_models_are_checked() -> None:
 
 def test_hub_names_with_a_revision_are_found_in_the_cache_offline(tmp_path: Path) -> None:
     hub = tmp_path / "hub" / "models--org--name"
-    for revision, commit in (("main", "a" * 40), ("v2", "b" * 40)):
-        (hub / "refs").mkdir(parents=True, exist_ok=True)
+    for revision, commit in (("main", "a" * 40), ("v2", "b" * 40), ("refs/pr/1", "c" * 40)):
+        (hub / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)
         (hub / "refs" / revision).write_text(commit)
         snapshot = hub / "snapshots" / commit
         snapshot.mkdir(parents=True)
@@ -143,5 +153,33 @@ def test_hub_names_with_a_revision_are_found_in_the_cache_offline(tmp_path: Path
 
     assert find("org/name") == "a" * 40
     assert find("org/name@v2") == "b" * 40
+    assert find("org/name@refs/pr/1") == "c" * 40
+    assert "hf download org/name --revision v3" in find("org/name@v3")
     missing = find("org/other")
     assert "BackendError" in missing and "hf download org/other" in missing
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "retryable"),
+    [
+        ("org/na me", None, False),
+        ("org/name", RepositoryNotFoundError, False),
+        ("org/name@v9", RevisionNotFoundError, False),
+        ("org/name", ConnectionError, True),
+    ],
+)
+def test_a_hub_that_gives_nothing_says_whether_to_try_again(
+    model: str,
+    error: type[Exception] | None,
+    retryable: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*given: object, **options: object) -> None:
+        assert error
+        raise error.__new__(error, "not today")  # the library's own want a response to come from
+
+    if error:
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(BackendError, match=f"load: {model}: ") as raised:
+        find_model(model, "drafter")
+    assert raised.value.retryable is retryable
