@@ -53,8 +53,7 @@ def load_fastest(
 
 
 def _load_decoded(path: str | Path, config: GemmaConfig) -> GemmaModel:
-    """A large model on a CPU, after the checks that the engine makes."""
-    map_tensors(path, config)
+    """A large model on a CPU, if there is memory for it."""
     checkpoint = Checkpoint(path)
     try:
         needed = require_host_memory(checkpoint, config)

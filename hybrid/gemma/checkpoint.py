@@ -150,13 +150,17 @@ class Checkpoint:
             RecursionError,
         ) as problem:
             raise CheckpointError(str(index), f"not an index of shards: {problem!r}") from None
+        for name, file in files.items():
+            if file.name != weight_map[name]:
+                message = f"{weight_map[name]!r} is not the name of a file of this folder"
+                raise CheckpointError(str(index), message, name)
         held = {file: self._open(file) for file in dict.fromkeys(files.values())}
         for name, file in files.items():
             if name not in held[file]:
                 raise CheckpointError(str(file), f"missing, though {INDEX} places it here", name)
         for file, entries in held.items():
             for name in entries:
-                if files.get(name, file) != file:
+                if files.setdefault(name, file) != file:  # what the index left out counts too
                     message = f"is here too, though {INDEX} places it in {files[name].name}"
                     raise CheckpointError(str(file), message, name)
         return files

@@ -93,12 +93,19 @@ class GemmaConfig:
             vocab_size=text.whole("vocab_size"),
             sliding_window=text.whole("sliding_window"),
             max_position_embeddings=text.whole("max_position_embeddings"),
-            rms_norm_eps=text.positive("rms_norm_eps"),
+            rms_norm_eps=text.positive("rms_norm_eps", most=1.0),
             final_logit_softcapping=text.positive_or_none("final_logit_softcapping"),
-            canvas_length=top.whole("canvas_length") if diffusion else 0,
+            canvas_length=_canvas_length(top, text) if diffusion else 0,
             end_token_ids=read_end_token_ids(directory),
             pad_token_id=text.whole("pad_token_id", least=0),
         )
+
+
+def _canvas_length(top: Fields, text: Fields) -> int:
+    length, most = top.whole("canvas_length"), text.whole("max_position_embeddings")
+    if length > most:
+        raise top.error("canvas_length", f"{length} is more than max_position_embeddings, {most}")
+    return length
 
 
 def _refuse_unsupported(fields: Fields) -> None:
@@ -163,12 +170,12 @@ def _rope(rope: Fields) -> tuple[float, float]:
     kind = rope.choice("rope_type", ("default", "proportional"))
     if rope.get("factor") not in (None, 1, 1.0):
         raise rope.error("factor", f"{rope.get('factor')!r} is not supported, only 1")
-    fraction = rope.get("partial_rotary_factor")
-    if fraction is None:
-        return rope.positive("rope_theta"), 1.0
-    if kind == "default" and fraction != 1.0:
+    theta = rope.positive("rope_theta")
+    if kind == "proportional":
+        return theta, rope.positive("partial_rotary_factor", most=1.0)
+    if rope.get("partial_rotary_factor") not in (None, 1.0):
         raise rope.error("partial_rotary_factor", "needs the rope_type 'proportional'")
-    return rope.positive("rope_theta"), rope.positive("partial_rotary_factor", most=1.0)
+    return theta, 1.0
 
 
 def read_end_token_ids(path: str | Path) -> frozenset[int]:

@@ -1,13 +1,14 @@
 """Typed access to a JSON file's keys, with errors that name the file and the key."""
 
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from hybrid.errors import CheckpointError, did_you_mean
+
+LARGEST = 3.4028234663852886e38  # of float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Fields:
             raise self.error(key, f"{value} is more than {most}")
         return value
 
-    def positive(self, key: str, most: float = sys.float_info.max) -> float:
+    def positive(self, key: str, most: float = LARGEST) -> float:
         """The number under `key`, above 0 and at most `most`."""
         value = self.require(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
@@ -77,7 +78,7 @@ class Fields:
         """The finite number under `key`, at least `least`."""
         value = self.require(key)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not least <= value <= sys.float_info.max:
+        if not is_number or not least <= value <= LARGEST:
             raise self.error(key, f"{value!r} is not a number from {least:g} up")
         return float(value)
 

@@ -17,6 +17,7 @@ from hybrid.gemma.cache import LEAST_SPARE, Cache, Reading, whole_numbers
 from hybrid.gemma.checkpoint import FLOATS, Checkpoint
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.layer import MANY_TOKENS, Layer, Rotation
+from hybrid.gemma.mapping import map_tensors
 from hybrid.gemma.weights import GemmaWeights, read_weights
 from hybrid.kernels.constants import constant
 from hybrid.kernels.gated import gelu_gate_torch
@@ -206,6 +207,7 @@ def load_model(
     if dtype not in FLOATS:
         raise CheckpointError(str(path), f"cannot be loaded as {dtype}, only as one of {FLOATS}")
     config = GemmaConfig.from_directory(path)
+    map_tensors(path, config)
     checkpoint = Checkpoint(path)
     try:
         weights = read_weights(checkpoint, config, torch.device(device), dtype)

@@ -75,7 +75,8 @@ class MatrixReader:
     def is_quantized(self, name: str) -> bool:
         """Whether the linear layer `name` (without `.weight`) is stored in NVFP4."""
         if self._convention == "compressed-tensors":
-            return f"{name}.weight_packed" in self._checkpoint
+            parts = [f"{name}.{part}" in self._checkpoint for part in ("weight", "weight_scale")]
+            return f"{name}.weight_packed" in self._checkpoint or parts == [False, True]
         if self._convention == "modelopt":
             return self._checkpoint.holds_bytes(f"{name}.weight")
         return False

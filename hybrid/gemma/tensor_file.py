@@ -64,6 +64,8 @@ class TensorFile:
             raise CheckpointError(str(path), "missing file") from None
         except OSError as problem:
             raise CheckpointError(str(path), f"not readable: {problem.strerror}") from None
+        except ValueError as problem:  # a name that no file can have
+            raise CheckpointError(str(path), f"not readable: {problem}") from None
         try:
             self.entries: Mapping[str, Entry] = self._read_header()
         except BaseException:

@@ -161,6 +161,39 @@ def test_an_index_that_promises_too_much(folder: Path) -> None:
     fails(folder, "model-00001-of-00002.safetensors", "model.decoder.extra")
 
 
+@pytest.mark.parametrize(
+    "file", ["../model.safetensors", "a/model.safetensors", "", ".", "/model.safetensors", None, 3]
+)
+def test_an_index_of_files_elsewhere(folder: Path, file: Any) -> None:
+    write_shards(folder, 2)
+    edit_index(folder, NORM, file)
+    fails(folder, INDEX, NORM, f"{file!r} is not the name of a file of this folder")
+
+
+def test_an_index_of_a_name_that_no_file_has(folder: Path) -> None:
+    write_shards(folder, 2)
+    edit_index(folder, NORM, "\0")
+    fails(folder, "\0", "not readable")
+
+
+def test_what_an_index_leaves_out_is_there(folder: Path) -> None:
+    expected = answer(load_model(folder))
+    write_shards(folder, 2)
+    edit_index(folder, NORM)
+    assert torch.equal(answer(load_model(folder)), expected)
+    shard = folder / "model-00001-of-00002.safetensors"
+    save_file({**load_file(shard), "model.decoder.extra": torch.zeros(3)}, shard)
+    fails(folder, shard.name, "model.decoder.extra", "no place for")
+
+
+def edit_index(folder: Path, tensor: str, *file: Any) -> None:
+    """Say that a tensor is in another file, or nothing of it."""
+    weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+    del weight_map[tensor]
+    weight_map |= dict.fromkeys([tensor], *file) if file else {}
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
 def test_a_tensor_in_two_shards(folder: Path) -> None:
     write_shards(folder, 2)
     first, second = (folder / f"model-{number:05}-of-00002.safetensors" for number in (1, 2))
@@ -285,6 +318,21 @@ def test_numbers_too_large_for_the_engine(folder: Path) -> None:
     save_file(tensors, folder / SINGLE)
     with pytest.raises(CheckpointError, match=f"{NORM}: holds NaN or infinity"):
         load_engine(folder, torch.device("cpu"), torch.bfloat16)
+
+
+def test_a_quantised_matrix_without_its_codes(folder: Path) -> None:
+    write_nvfp4(folder, "compressed-tensors")
+    tensors = tensors_of(folder)
+    del tensors[f"{EXPERT}.weight_packed"]
+    save_file(tensors, folder / SINGLE)
+    fails(folder, SINGLE, f"{EXPERT}.weight_packed: missing tensor")
+
+
+def test_a_geometry_that_no_memory_has_room_for(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    text = {**config["text_config"], "moe_intermediate_size": 2**31}
+    edit_json(folder / "config.json", text_config=text)
+    fails(folder, SINGLE, "experts.gate_up_proj", f"expected shape [4, {2**32}, 32]")
 
 
 def test_columns_that_are_no_multiple_of_sixteen(make_diffusion: Make, tmp_path: Path) -> None:

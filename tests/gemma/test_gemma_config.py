@@ -116,6 +116,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "odd head": ({"head_dim": 255}, "head_dim"),
     "heads that do not divide": ({"num_key_value_heads": 3}, "num_key_value_heads"),
     "negative epsilon": ({"rms_norm_eps": -1e-6}, "rms_norm_eps"),
+    "epsilon above one": ({"rms_norm_eps": 1.5}, "rms_norm_eps"),
+    "cap beyond float32": ({"final_logit_softcapping": 1e308}, "final_logit_softcapping"),
+    "context below the canvas": ({"max_position_embeddings": 255}, "canvas_length: 256 is more"),
     "zero cap": ({"final_logit_softcapping": 0}, "final_logit_softcapping"),
     "layer out of range": ({"per_layer_config": {"30": {}}}, "per_layer_config.30"),
     "layer by name": ({"per_layer_config": {"full": {}}}, "per_layer_config.full"),
@@ -192,6 +195,20 @@ def test_numbers_that_are_none(tmp_path: Path, value: Any) -> None:
     config = published()
     config["text_config"]["hidden_size"] = value
     with pytest.raises(CheckpointError, match=r"hidden_size: .* is not a whole number from 1"):
+        load(tmp_path, config)
+
+
+@pytest.mark.parametrize("fraction", [None, 0, 1.5, "0.25"])
+def test_rotary_fractions_that_are_none(tmp_path: Path, fraction: Any) -> None:
+    """A missing one is no 1 either: no published model rotates full layers' heads whole."""
+    key = r"rope_parameters.full_attention.partial_rotary_factor"
+    config = published()
+    rope = config["text_config"]["rope_parameters"]["full_attention"]
+    rope["partial_rotary_factor"] = fraction
+    with pytest.raises(CheckpointError, match=f"{key}: .* is not a number above 0 and at most 1"):
+        load(tmp_path, config)
+    del rope["partial_rotary_factor"]
+    with pytest.raises(CheckpointError, match=f"{key}: missing"):
         load(tmp_path, config)
 
 
