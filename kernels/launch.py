@@ -88,7 +88,8 @@ def launch(
         arguments = {**dict(zip(kernel.arg_names, tensors, strict=False)), **numbers}
         mode.records.append(Launch(kernel, grid, arguments, num_warps, num_stages))
         return
-    kernel[grid](*tensors, **numbers, num_warps=num_warps, num_stages=num_stages)
+    with torch.cuda.device_of(tensors[0]):  # type: ignore[no-untyped-call]  # Triton asks torch
+        kernel[grid](*tensors, **numbers, num_warps=num_warps, num_stages=num_stages)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ that a graph does not. On a CPU nothing is captured: the work is simply done.
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 _WARM_UPS = 2  # the first compiles kernels, the second settles the allocator
+_capturing = Lock()  # torch allows one capture at a time in a process
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Graphs:
         self._captured: dict[Hashable, _Captured] = {}
         self._kept: dict[Hashable, Any] = {}
         self._pool: Any = None
+        self._stream: Any = None  # graphs that share a pool are captured on one stream
 
     def keep(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` made at the first call with this key: graphs hold addresses inside it."""
@@ -54,7 +57,8 @@ class Graphs:
             return work(*inputs)
         captured = self._captured.get(key)
         if captured is None:
-            captured = self._captured[key] = self._capture(work, idle)
+            with _capturing, torch.cuda.device(self._device):
+                captured = self._captured[key] = self._capture(work, idle)
         for ours, given in zip(captured.inputs, inputs, strict=True):
             ours.copy_(given, non_blocking=True)
         captured.graph.replay()
@@ -62,17 +66,16 @@ class Graphs:
 
     def _capture(self, work: Callable[..., Any], idle: tuple[Tensor, ...]) -> _Captured:
         inputs = tuple(tensor.clone() for tensor in idle)
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
+        if self._stream is None:
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UPS):
                 work(*inputs)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
         torch.cuda.synchronize(self._device)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         # Other threads may go on working on this device while this one captures.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
             output = work(*inputs)
         return _Captured(graph, inputs, output)

@@ -47,7 +47,7 @@ class Snapshots:
             source: Tensor = getattr(self._canvases, name)
             getattr(buffer, name).copy_(source, non_blocking=True)
         if buffer.event is not None:
-            buffer.event.record()
+            buffer.event.record(torch.cuda.current_stream(self._canvases.outcome.device))
         return buffer
 
     def _buffer(self) -> Snapshot:
