@@ -4,7 +4,7 @@ The host asks for step n + 1 before it looks at step n, so the device never wait
 must be known at once is waited for: a guide's canvas, and the canvas of a row whose time is up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ class DeviceDenoiser:
         self._canvases = self._rooms.graphs.keep("canvases", partial(Canvases, model, slots))
         self._snapshots = Snapshots(self._canvases)
         self._taken: dict[int, int] = {}  # steps asked for, by cache row
+        self._vectors: dict[tuple[int, ...], Tensor] = {}
         self._pending: tuple[Snapshot, list[Row]] | None = None
 
     def begin(self, row: Row) -> None:
@@ -78,11 +79,12 @@ class DeviceDenoiser:
 
     def _ask(self, rows: Sequence[Row]) -> None:
         """Enqueue one step of the rows."""
+        rows = sorted(rows, key=lambda row: row.cache_row)
         for row in rows:
             self._taken[row.cache_row] += 1
         barred = self._barred(rows)
         if barred is not None:
-            numbers = self._numbers([row.cache_row for row in rows])
+            numbers = self._numbers(row.cache_row for row in rows)
             self._canvases.step(self._rooms, numbers, barred)
             return
         size = 1 << (len(rows) - 1).bit_length()
@@ -90,7 +92,7 @@ class DeviceDenoiser:
         self._rooms.graphs.run(
             ("denoise", size),
             partial(self._canvases.step, self._rooms),
-            (self._numbers([*(row.cache_row for row in rows), *idle]),),
+            (self._numbers((*(row.cache_row for row in rows), *idle)),),
             (self._numbers([self._canvases.idle_row] * size),),
         )
 
@@ -109,8 +111,12 @@ class DeviceDenoiser:
             table[place, : len(tokens)] = torch.tensor(tokens)
         return table.to(self._model.device, torch.int32)
 
-    def _numbers(self, numbers: Sequence[int]) -> Tensor:
-        return torch.tensor(numbers, device=self._model.device)
+    def _numbers(self, numbers: Iterable[int]) -> Tensor:
+        """Rows on the device. Kept: a copy from the host would wait for the step before."""
+        key = tuple(numbers)
+        if key not in self._vectors:
+            self._vectors[key] = torch.tensor(key, device=self._model.device)
+        return self._vectors[key]
 
 
 def denoiser_of(model: Any, cache: Any, noise: Noise, slots: int) -> Denoiser:
