@@ -104,12 +104,11 @@ def heads_time(layers: Sequence[LayerWeights], config: GemmaConfig, kind: str, x
     shape = (len(x), geometry.num_key_value_heads, geometry.head_dim)
     keys, values = torch.empty(2, *shape, device=x.device, dtype=torch.bfloat16)
     angles = torch.rand(len(x), geometry.head_dim // 2, device=x.device)
-    slots = torch.arange(len(x), device=x.device)
+    places = angles.cos(), angles.sin(), keys, values, torch.arange(len(x), device=x.device)
 
     def project(layer: LayerWeights) -> object:
         weights = layer.attention
         norms = weights.query_norm, weights.key_norm
-        places = angles.cos(), angles.sin(), keys, values, slots
         heads, eps = config.num_attention_heads, config.rms_norm_eps
         return linear_heads(x, weights.query_key_value, *norms, *places, heads, eps)
 

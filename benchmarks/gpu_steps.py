@@ -74,9 +74,10 @@ def prepare(
     cache = model.new_cache(canvases, context)
     prompt = torch.randint(0, vocabulary, (canvases, context), device=model.device)
     model.encode(prompt, [context] * canvases, cache, list(range(canvases)))
-    state = Canvases(model, canvases)
+    rooms = model.rooms(cache)
+    state = rooms.graphs.keep("canvases", partial(Canvases, model, canvases))
     for row in range(canvases):
         ids = torch.randint(0, vocabulary, (length,)).tolist()
         start = Start(row, 0, context, 2**30, 0.1, 0.4, 0.8, 1, 0.0, ids, [FREE] * length)
         state.begin(row, start)
-    return cache, model.rooms(cache), state, torch.arange(canvases, device=model.device)
+    return cache, rooms, state, torch.arange(canvases, device=model.device)
