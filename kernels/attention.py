@@ -85,11 +85,9 @@ def cached_attention(
     blocks = -(-reach // tile.block_n)
     splits = _splits(pairs * tiles * pieces, blocks, multiprocessors(device))
     shape = {
-        "TOKENS": tokens,
         "HEADS": num_heads,
         "KEY_HEADS": num_key_heads,
         "D": head_dim,
-        "SPLITS": splits,
         "BLOCK_G": block_g,
     }
     output = torch.empty(num_rows, tokens, num_heads * head_dim, dtype=query.dtype, device=device)
@@ -112,9 +110,11 @@ def cached_attention(
         largests,
         totals,
         **shape,
+        TOKENS=tokens,
         SLOTS=keys.shape[1] - 1,
         WINDOW=window,
         CAUSAL=causal,
+        IS_SHARED=splits > 1,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_D=tile.block_d,
@@ -133,8 +133,10 @@ def cached_attention(
             largests,
             totals,
             output,
+            tokens=tokens,
+            splits=splits,
+            queries=tiles * tile.block_m,
             **shape,
-            M=tiles * tile.block_m,
             WIDTH=tile.block_d,
             BLOCK_S=block_s,
             BLOCK_M=block_m,

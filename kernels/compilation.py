@@ -96,11 +96,14 @@ def _specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], list[i
     for index, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
         is_number = isinstance(value, int) and not isinstance(value, bool)
+        is_number &= not parameter.do_not_specialize
         if parameter.is_constexpr or value is None or (is_number and value == 1):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
             continue
         signature[parameter.name] = _type(value)
-        if isinstance(value, Tensor) or (is_number and value % 16 == 0):
+        # Where a tensor's memory begins, 16 divides; a view may begin elsewhere.
+        begin = value.storage_offset() * value.itemsize if isinstance(value, Tensor) else value
+        if (isinstance(value, Tensor) or is_number) and begin % 16 == 0:
             aligned.append(index)
     return signature, constants, aligned
 

@@ -146,7 +146,7 @@ def _plan(experts: Tensor, num_experts: int) -> _Plan:
         EXPERTS=num_experts,
         BINS=_power_of_two(num_experts + 1),
         BLOCK_M=block_m,
-        CHUNK=min(1024, _power_of_two(assignments)),
+        CHUNK=min(1024, max(128, _power_of_two(assignments))),
     )
     return _Plan(tiles, rows, count, block_m)
 

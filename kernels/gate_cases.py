@@ -38,6 +38,8 @@ BLOCK_SCALED: Matrix = {100: ("UTCOMMA",), 120: ("OMMA",)}
 # What a product of bfloat16 may be where tiles are too small for wide instructions.
 NARROW: Matrix = {90: ("HGMMA", "HMMA"), 100: ("UTC", "HMMA"), 120: ("HMMA",)}
 
+Weight = Tensor | PackedMatrix | NativeMatrix
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -82,19 +84,25 @@ def _attention_cases() -> list[Case]:
             WIDE if tokens > 16 else NARROW,
         )
         for kind in ("sliding", "full")
-        for rows, tokens, causal in ((1, CANVAS, False), (4, CANVAS, False), (1, 512, True))
+        for rows, tokens, causal in (
+            (1, CANVAS, False),
+            (4, CANVAS, False),
+            (8, CANVAS, False),
+            (1, 512, True),
+        )
     ]
-    decoding = [
+    reading = [
         Case(
-            f"attention, {kind}, 1 x {tokens}",
-            partial(_attend, 1, tokens, kind == "sliding", True),
+            f"attention, {kind}, {rows} x {tokens}",
+            partial(_attend, rows, tokens, kind == "sliding", True),
             ("attend",),
-            NARROW,
+            WIDE if tokens > 16 else NARROW,
         )
         for kind in ("sliding", "full")
-        for tokens in (1, 16)
+        for rows in (1, 2, 4, 8)
+        for tokens in (1, 16, 2, 4, 8, 64, CANVAS)
     ]
-    return canvas + decoding
+    return canvas + reading
 
 
 def _attend(rows: int, tokens: int, is_sliding: bool, causal: bool) -> object:
@@ -149,15 +157,12 @@ def _native(matrices: int, rows: int, columns: int) -> NativeMatrix:
 def _native_cases() -> list[Case]:
     """Four bits by four bits: the sizes of the other products with experts and dense branch."""
     cases = []
-    for tokens in (1, CANVAS, 4 * CANVAS, 8 * CANVAS):
-        x = meta(tokens, HIDDEN)
-        gated = partial(linear_gated, x, _native(1, 2 * DENSE, HIDDEN))
-        down = partial(linear, meta(tokens, DENSE), _native(1, HIDDEN, DENSE))
+    for tokens in (1, 32, CANVAS, 4 * CANVAS, 8 * CANVAS):
         calls: dict[str, tuple[Callable[[], object], str]] = {
             "experts": (partial(_experts, _native, tokens), "grouped_native"),
-            "gated": (gated, "linear_native"),
-            "down": (down, "linear_native"),
         }
+        products = _products(tokens, partial(_native, 1))
+        calls |= {name: (call, "linear_native") for name, call in products.items()}
         cases += [
             Case(f"native, {name}, {tokens}", call, (kernel,), BLOCK_SCALED)
             for name, (call, kernel) in calls.items()
@@ -166,7 +171,7 @@ def _native_cases() -> list[Case]:
 
 
 def _expert_cases() -> list[Case]:
-    """A decoded token, a canvas, four, eight; plain weights only for a canvas."""
+    """From a decoded token to eight canvases; plain weights only for a canvas."""
     expert = partial(_experts, _packed)
     sizes = [
         Case(
@@ -175,13 +180,13 @@ def _expert_cases() -> list[Case]:
             ("grouped_product",),
             weights=TILE_ROWS * TILE_COLUMNS,
         )
-        for tokens in (1, CANVAS, 4 * CANVAS, 8 * CANVAS)
+        for tokens in (1, CANVAS, 4 * CANVAS, 8 * CANVAS, 16, 32, 64, 128)
     ]
     plain = partial(_experts, meta, CANVAS)
     return [*sizes, Case("experts, bfloat16", plain, ("grouped_product",))]
 
 
-def _experts(make: Callable[..., Tensor | PackedMatrix | NativeMatrix], tokens: int) -> object:
+def _experts(make: Callable[..., Weight], tokens: int) -> object:
     return experts(
         meta(tokens, HIDDEN),
         meta(tokens, TOP_K, dtype=torch.int32),
@@ -192,38 +197,53 @@ def _experts(make: Callable[..., Tensor | PackedMatrix | NativeMatrix], tokens: 
 
 
 def _linear_cases() -> list[Case]:
-    """A decoded token, a canvas and four: what each kind of layer multiplies with."""
+    """Every product of a layer but the experts', from a decoded token to four canvases."""
     cases = []
-    packed = _packed(1, HIDDEN, DENSE)
-    for tokens in (1, CANVAS, 4 * CANVAS):
-        x, matrix = meta(tokens, HIDDEN), WIDE if tokens > 16 else NARROW
-        output = partial(linear, meta(tokens, 16 * 256), meta(HIDDEN, 16 * 256))
-        gated = partial(linear_gated, x, meta(2 * DENSE, HIDDEN))
-        plain = {"output": output, "gated": gated}
+    for tokens in (1, CANVAS, 4 * CANVAS, 32):
+        matrix = WIDE if tokens > 16 else NARROW
+        for name, call in _products(tokens, meta).items():
+            cases.append(Case(f"linear, {name}, {tokens}", call, ("linear_rows",), matrix))
         heads = {k: partial(_heads, tokens, k == "sliding") for k in ("sliding", "full")}
+        for name, heading in heads.items():
+            plain, packed = partial(heading, meta), partial(heading, partial(_packed, 1))
+            cases += [
+                Case(f"heads, {name}, {tokens}", plain, ("linear_head",), matrix),
+                Case(f"heads, packed, {name}, {tokens}", packed, ("linear_head",), matrix),
+            ]
         cases += [
-            *(
-                Case(f"linear, {k}, {tokens}", v, ("linear_rows",), matrix)
-                for k, v in plain.items()
-            ),
-            *(Case(f"heads, {k}, {tokens}", v, ("linear_head",), matrix) for k, v in heads.items()),
             Case(
-                f"linear, packed, {tokens}",
-                partial(linear, meta(tokens, DENSE), packed),
+                f"linear, packed, {name}, {tokens}",
+                call,
                 ("linear_rows",),
                 weights=TILE_ROWS * TILE_COLUMNS,
-            ),
+            )
+            for name, call in _products(tokens, partial(_packed, 1)).items()
         ]
     return cases
 
 
-def _heads(tokens: int, is_sliding: bool) -> object:
+def _products(tokens: int, make: Callable[[int, int], Weight]) -> dict[str, Callable[[], object]]:
+    """The products after attention and of the dense branch."""
+    sizes = {"output": 16 * 256, "output, full": 16 * 512, "down": DENSE}
+    products: dict[str, Callable[[], object]] = {
+        name: partial(linear, meta(tokens, columns), make(HIDDEN, columns))
+        for name, columns in sizes.items()
+    }
+    return {
+        **products,
+        "gated": partial(linear_gated, meta(tokens, HIDDEN), make(2 * DENSE, HIDDEN)),
+    }
+
+
+def _heads(
+    tokens: int, is_sliding: bool, make: Callable[[int, int], Tensor | PackedMatrix]
+) -> object:
     num_keys, head_dim = (8, 256) if is_sliding else (2, 512)
     rows = (16 + num_keys * (2 if is_sliding else 1)) * head_dim
     turn = partial(meta, tokens, head_dim // 2, dtype=torch.float32)
     cache = partial(meta, CONTEXT, num_keys, head_dim)
     norm, slots = meta(head_dim), meta(tokens, dtype=torch.int64)
-    x, weight = meta(tokens, HIDDEN), meta(rows, HIDDEN)
+    x, weight = meta(tokens, HIDDEN), make(rows, HIDDEN)
     return linear_heads(x, weight, norm, norm, turn(), turn(), cache(), cache(), slots, 16, 1e-6)
 
 
@@ -247,25 +267,29 @@ def _vocabulary_cases() -> list[Case]:
     accepting = partial(accept, chances, canvas, canvas, canvas, canvas, canvas, bound)
     found = [
         Case("draw keys", partial(draw_keys, whole(1, 2), numbers, numbers, 1, CANVAS)),
+        Case("draw keys of tokens", partial(draw_keys, whole(1, 2), numbers, numbers, 0, CANVAS)),
         Case("random tokens", partial(random_tokens, canvas, VOCABULARY)),
         Case("accept", accepting),
     ]
-    for rows in (1, 4):
+    for rows in (1, 4, 2):
         tokens = rows * CANVAS
         drawing = partial(_sample, tokens, None)
         found.append(Case(f"head and sample, {rows} x {CANVAS}", drawing, ("sample_tile",)))
         expecting = partial(_expect, tokens, 0.0)
         found.append(Case(f"soft embedding, {rows} x {CANVAS}", expecting, ("expect",)))
-    found.append(Case("head and sample, barred", partial(_sample, CANVAS, 4), ("sample_tile",)))
+    for barred in (4, 1, 2):
+        drawing = partial(_sample, CANVAS, barred)
+        found.append(Case(f"head and sample, {barred} barred", drawing, ("sample_tile",)))
     # It has to look at a tile's largest logits before it knows whether to read the tile.
     skipping = partial(_expect, CANVAS, 1e-7)
     found.append(Case("soft embedding, skipping", skipping, ("expect",), may_wait=True))
-    for tokens in (1, 16, CANVAS):
+    for tokens in (1, 16, CANVAS, 40, 64, 100):
         scoring = partial(_score, tokens)
         matrix = WIDE if tokens > 16 else NARROW
         found.append(Case(f"head scores, {tokens}", scoring, ("score_tile",), matrix))
-    plain = partial(head, meta(1, HIDDEN), meta(VOCABULARY, HIDDEN), 30.0)
-    return [*found, Case("head, 1", plain, ("plain_tile",), NARROW)]
+        plain = partial(head, meta(tokens, HIDDEN), meta(VOCABULARY, HIDDEN), 30.0)
+        found.append(Case(f"head, {tokens}", plain, ("plain_tile",), matrix))
+    return found
 
 
 def _sample(tokens: int, barred: int | None) -> object:

@@ -111,7 +111,7 @@ def random_tokens(keys: Tensor, vocabulary: int) -> Tensor:
 
     tokens, count = torch.empty_like(keys), keys.numel()
     block = 256
-    launch(tokens_of, (-(-count // block),), keys, tokens, N=count, V=vocabulary, BLOCK_N=block)
+    launch(tokens_of, (-(-count // block),), keys, tokens, count=count, V=vocabulary, BLOCK_N=block)
     return tokens
 
 

@@ -135,7 +135,7 @@ def feed_forward_residual(
         post_norm if expert_norm is None else expert_norm,
         post_norm,
         next_norm,
-        SCALAR=scalar,
+        scalar=scalar,
         EPS=eps,
         TOP_K=0 if mixed is None else mixed.shape[1],
         HAS_EXPERTS=has_experts,

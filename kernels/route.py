@@ -41,7 +41,7 @@ def route(
         expert_scale,
         experts,
         weights,
-        T=tokens,
+        tokens=tokens,
         H=hidden_size,
         E=num_experts,
         TOP_K=top_k,

@@ -107,6 +107,8 @@ class Canvases:
             counts[:, 2:].unbind(-1),
         )
         t_min, t_max, bound, confidence = settings.unbind(-1)
+        # Even a single row's: Triton would compile kernels once more for addresses inside a tensor.
+        canvas, context, bound = canvas.clone(), context.clone(), bound.clone()
         fixed_ids, soft = self.fixed_ids[rows], self.expected[rows]
         length = fixed_ids.shape[1]
         hidden = model.denoised(
@@ -114,11 +116,11 @@ class Canvases:
             soft,
             rooms,
             rows.to(torch.int32),
-            context.contiguous(),
+            context,
             torch.full_like(context, length),
         ).flatten(0, 1)
         temperature = t_min + (t_max - t_min) * (limit - step) / limit
-        canvas, following = canvas.contiguous(), step + 1
+        following = step + 1
         sampled = head_sample(
             hidden,
             embedding,
@@ -134,7 +136,7 @@ class Canvases:
             random_tokens(draw_keys(seeds, canvas, following, _TOKENS, length), config.vocab_size),
             self.best_ids[rows],
             fixed_ids,
-            bound.contiguous(),
+            bound,
         )
         new_soft = soft_embed(
             sampled.logits,

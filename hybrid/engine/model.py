@@ -31,6 +31,8 @@ from hybrid.kernels.selfcond import condition
 _CHUNK = 512  # prompt tokens of all rows in one pass: bounds the working memory
 _MOST_ROWS = 8
 _DECODED = 16  # passes of up to so many tokens are captured as graphs, and a canvas's
+# Tokens a row that kernels see: every other number would be compiled for, seconds at a time.
+_SIZES = (1, 2, 4, 8, _DECODED, 64, 256, _CHUNK)
 
 
 class EngineModel:
@@ -217,20 +219,19 @@ class EngineModel:
 
     def _read(self, token_ids: Tensor, reading: Reading, cache: Cache) -> Tensor:
         rooms = self.rooms(cache)
-        ids = torch.zeros(
-            (len(reading.rows), reading.tokens), device=self.device, dtype=torch.int64
-        )
+        tokens = next((size for size in _SIZES if size >= reading.tokens), reading.tokens)
+        ids = torch.zeros((len(reading.rows), tokens), device=self.device, dtype=torch.int64)
         ids[:, : token_ids.shape[1]].copy_(token_ids)
         inputs = (ids, *_vectors(reading, self.device))
         cache.touch(reading)
         work = partial(self._read_in, rooms)
         hidden: Tensor
-        if reading.tokens <= _DECODED or reading.tokens == self.config.canvas_length:
+        if tokens <= _DECODED or tokens == self.config.canvas_length:
             idle = (torch.zeros_like(ids), *rooms.idle_vectors(*ids.shape))
             key = ("read", *ids.shape)
-            hidden = rooms.graphs.run(key, work, inputs, idle).clone()
+            hidden = rooms.graphs.run(key, work, inputs, idle)[:, : reading.tokens].clone()
         else:
-            hidden = work(*inputs)
+            hidden = work(*inputs)[:, : reading.tokens]
         cache.advance(reading)
         return hidden
 
@@ -330,8 +331,12 @@ class EngineModel:
 
 
 def _vectors(reading: Reading, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, starts and lengths, int32 [R]."""
-    numbers = torch.tensor(
-        (reading.rows, reading.starts, reading.lengths), dtype=torch.int32, device=device
-    )
+    """Rows, starts and lengths, int32 [R], each at an address that 16 divides.
+
+    For any other Triton would compile the kernels that read them once more.
+    """
+    count = len(reading.rows)
+    filling = [0] * (-count % 4)
+    parts = [[*part, *filling] for part in (reading.rows, reading.starts, reading.lengths)]
+    numbers = torch.tensor(parts, dtype=torch.int32, device=device)[:, :count]
     return numbers[0], numbers[1], numbers[2]

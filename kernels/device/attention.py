@@ -32,7 +32,7 @@ def attend(
     SLOTS: tl.constexpr,
     WINDOW: tl.constexpr,
     CAUSAL: tl.constexpr,
-    SPLITS: tl.constexpr,
+    IS_SHARED: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -41,8 +41,8 @@ def attend(
 ):
     """Tile `program_id(0)` of queries over share `program_id(1)` of their positions.
 
-    A program gives BLOCK_V columns of the output. With several shares, `output` is float32
-    [R, KEY_HEADS, SPLITS, M, BLOCK_D], not yet divided by the totals, in whole tiles.
+    A program gives BLOCK_V columns of the output. With several shares, IS_SHARED, `output` is
+    float32 [R, KEY_HEADS, splits, M, BLOCK_D], not yet divided by the totals, in whole tiles.
     """
     GROUP: tl.constexpr = HEADS // KEY_HEADS
     PIECES: tl.constexpr = BLOCK_D // BLOCK_V
@@ -75,7 +75,8 @@ def attend(
         upper = tl.where(lower < end, reach, 0)  # a tile of padding sees nothing
     lower = tl.maximum(lower - WINDOW + 1, 0) if WINDOW else 0
     first = lower // BLOCK_N * BLOCK_N
-    share = tl.cdiv(tl.cdiv(upper - first, BLOCK_N), SPLITS) * BLOCK_N
+    splits = tl.num_programs(1) if IS_SHARED else 1
+    share = tl.cdiv(tl.cdiv(upper - first, BLOCK_N), splits) * BLOCK_N
     begin = first + split * share
     stop = tl.minimum(begin + share, upper)
 
@@ -113,46 +114,46 @@ def attend(
         v = tl.load(values + offs + offs_v[None, :], mask=seen[:, None] & in_piece, other=0.0)
         attended = tl.dot(shares.to(v.dtype), v, attended * shrink[:, None])
 
-    if SPLITS == 1:
+    if not IS_SHARED:
         attended *= (1 / tl.where(total > 0, total, 1.0))[:, None]
         output += first_line * D
         offs_o = line[:, None] * D + offs_v[None, :]
         tl.store(output + offs_o, attended.to(query.dtype.element_ty), mask=in_pass & in_piece)
     else:
-        part = (pair * SPLITS + split) * (tl.num_programs(0) // PIECES * BLOCK_M) + begin_m
+        part = (pair * splits + split) * (tl.num_programs(0) // PIECES * BLOCK_M) + begin_m
         tl.store(largests + part + offs_m, largest)
         tl.store(totals + part + offs_m, total)
         output += part.to(tl.int64) * BLOCK_D
         tl.store(output + offs_m[:, None] * BLOCK_D + offs_v[None, :], attended)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "splits", "queries"])
 def merge(
     parts,
     largests,
     totals,
     output,
-    TOKENS: tl.constexpr,
+    tokens,
+    splits,
+    queries,
     HEADS: tl.constexpr,
     KEY_HEADS: tl.constexpr,
     D: tl.constexpr,
-    SPLITS: tl.constexpr,
-    M: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """`output` [R, TOKENS, HEADS, D] from all shares' parts [R, KEY_HEADS, SPLITS, M, WIDTH]."""
+    """`output` [R, tokens, HEADS, D] from parts [R, KEY_HEADS, splits, queries, WIDTH]."""
     GROUP: tl.constexpr = HEADS // KEY_HEADS
     pair = tl.program_id(2)
     row, key_head = pair // KEY_HEADS, pair % KEY_HEADS
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     split = tl.arange(0, BLOCK_S)
-    held = (split < SPLITS)[:, None]
-    at = (pair * SPLITS + split)[:, None] * M + offs_m[None, :]
+    held = (split < splits)[:, None]
+    at = (pair * splits + split)[:, None] * queries + offs_m[None, :]
     largest = tl.load(largests + at, mask=held, other=_NOTHING)
     total = tl.load(totals + at, mask=held, other=0.0)
     weight = tl.exp2((largest - tl.max(largest, 0)[None, :]) * _LOG2_E)
@@ -161,7 +162,7 @@ def merge(
     part = tl.load(parts + offs_p, mask=held[:, :, None], other=0.0)
     attended = tl.sum(part * weight[:, :, None], 0) / tl.where(total > 0, total, 1.0)[:, None]
     token, head = offs_m // BLOCK_G, offs_m % BLOCK_G
-    line = (row * TOKENS + token).to(tl.int64) * HEADS + key_head * GROUP + head
-    inside = ((token < TOKENS) & (head < GROUP))[:, None] & (offs_d < D)[None, :]
+    line = (row * tokens + token).to(tl.int64) * HEADS + key_head * GROUP + head
+    inside = ((token < tokens) & (head < GROUP))[:, None] & (offs_d < D)[None, :]
     offs_o = line[:, None] * D + offs_d[None, :]
     tl.store(output + offs_o, attended.to(output.dtype.element_ty), mask=inside)

@@ -7,7 +7,7 @@ from hybrid.kernels.device.gated import gelu_gate
 from hybrid.kernels.device.product import multiply, restore
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["assignments"])
 def plan_rows(
     experts,
     tiles,

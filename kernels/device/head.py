@@ -17,18 +17,22 @@ def capped(products, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def products_of(
-    hidden, embedding, offs_m, offs_v, T: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr,
+    hidden, embedding, first_m, first_v, tokens, V: tl.constexpr, H: tl.constexpr,
+    IS_FULL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """``hidden . embedding^T`` [BLOCK_M, BLOCK_V] in float32.
+    """``hidden . embedding^T`` [BLOCK_M, BLOCK_V] in float32, of rows from `first_m` on and ids
+    from `first_v` on.
 
     The embedding is the left operand where there are few rows, so that its tile fills the
-    instruction.
+    instruction. Addresses are relative to the tile and tiles that are IS_FULL of rows have no
+    mask: it is true for them and yet takes 13 instructions a turn and more.
     """
-    offs_h = tl.arange(0, BLOCK_H)
-    rows = offs_m.to(tl.int64)[:, None] * H + offs_h[None, :]
-    columns = offs_v.to(tl.int64)[:, None] * H + offs_h[None, :]
-    is_row, is_column = (offs_m < T)[:, None], (offs_v < V)[:, None]
+    offs_m, offs_v, offs_h = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_H)
+    hidden += first_m.to(tl.int64) * H
+    embedding += first_v.to(tl.int64) * H
+    rows = offs_m[:, None] * H + offs_h[None, :]
+    columns = offs_v[:, None] * H + offs_h[None, :]
+    is_row, is_column = (first_m + offs_m < tokens)[:, None], (first_v + offs_v < V)[:, None]
     SWAP: tl.constexpr = BLOCK_M < 64
     if SWAP:
         total = tl.zeros((BLOCK_V, BLOCK_M), tl.float32)
@@ -38,7 +42,10 @@ def products_of(
         inside = (start + offs_h < H)[None, :]
         if H % BLOCK_H == 0:
             inside = tl.full((1, BLOCK_H), True, tl.int1)
-        x = tl.load(hidden + rows + start, mask=is_row & inside, other=0.0)
+        if IS_FULL and H % BLOCK_H == 0:
+            x = tl.load(hidden + rows + start)
+        else:
+            x = tl.load(hidden + rows + start, mask=is_row & inside, other=0.0)
         if V % BLOCK_V == 0 and H % BLOCK_H == 0:
             y = tl.load(embedding + columns + start)
         else:
@@ -49,38 +56,43 @@ def products_of(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def plain_tile(
-    hidden, embedding, logits, T: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
-    SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr,
+    hidden, embedding, logits, tokens, V: tl.constexpr, H: tl.constexpr,
+    SOFTCAP: tl.constexpr, IS_FULL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Capped logits, float32. Programs on one tile of the vocabulary are neighbours."""
-    blocks = tl.cdiv(T, BLOCK_M)
+    blocks = tl.cdiv(tokens, BLOCK_M)
     program = tl.program_id(0)
-    offs_m = program % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_v = program // blocks * BLOCK_V + tl.arange(0, BLOCK_V)
-    total = products_of(hidden, embedding, offs_m, offs_v, T, V, H, BLOCK_M, BLOCK_V, BLOCK_H)
+    first_m, first_v = program % blocks * BLOCK_M, program // blocks * BLOCK_V
+    offs_m, offs_v = first_m + tl.arange(0, BLOCK_M), first_v + tl.arange(0, BLOCK_V)
+    total = products_of(
+        hidden, embedding, first_m, first_v, tokens, V, H, IS_FULL, BLOCK_M, BLOCK_V, BLOCK_H
+    )
     places = offs_m.to(tl.int64)[:, None] * V + offs_v[None, :]
-    mask = (offs_m < T)[:, None] & (offs_v < V)[None, :]
+    mask = (offs_m < tokens)[:, None] & (offs_v < V)[None, :]
     tl.store(logits + places, capped(total, SOFTCAP), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def score_tile(
-    hidden, embedding, token_ids, largest, sums, best, given, T: tl.constexpr, V: tl.constexpr,
-    H: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_H: tl.constexpr,
+    hidden, embedding, token_ids, largest, sums, best, given, tokens, V: tl.constexpr,
+    H: tl.constexpr, SOFTCAP: tl.constexpr, IS_FULL: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """A tile's largest logit and where it is, its sum of exponentials, the given tokens' logits."""
-    blocks = tl.cdiv(T, BLOCK_M)
+    blocks = tl.cdiv(tokens, BLOCK_M)
     program = tl.program_id(0)
     tile, TILES = program // blocks, tl.cdiv(V, BLOCK_V)
-    offs_m = program % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_v = tile * BLOCK_V + tl.arange(0, BLOCK_V)
-    total = products_of(hidden, embedding, offs_m, offs_v, T, V, H, BLOCK_M, BLOCK_V, BLOCK_H)
+    first_m, first_v = program % blocks * BLOCK_M, tile * BLOCK_V
+    offs_m, offs_v = first_m + tl.arange(0, BLOCK_M), first_v + tl.arange(0, BLOCK_V)
+    total = products_of(
+        hidden, embedding, first_m, first_v, tokens, V, H, IS_FULL, BLOCK_M, BLOCK_V, BLOCK_H
+    )
     z = tl.where((offs_v < V)[None, :], capped(total, SOFTCAP), float("-inf"))
     top = tl.max(z, 1)
-    places, is_row = offs_m * TILES + tile, offs_m < T
+    places, is_row = offs_m * TILES + tile, offs_m < tokens
     tl.store(largest + places, top, mask=is_row)
     tl.store(sums + places, tl.sum(tl.exp(z - top[:, None]), 1), mask=is_row)
     tl.store(best + places, first_at(z, top, offs_v, V), mask=is_row)
@@ -90,21 +102,23 @@ def score_tile(
     tl.store(given + offs_m, tl.sum(tl.where(is_given, z, 0.0), 1), mask=is_here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def sample_tile(
     hidden, embedding, temperature, keys, barred, logits, largest, sums, moments, best, noisy,
-    drawn, T: tl.constexpr, V: tl.constexpr, H: tl.constexpr, J: tl.constexpr,
-    SOFTCAP: tl.constexpr, BARRED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_H: tl.constexpr,
+    drawn, tokens, V: tl.constexpr, H: tl.constexpr, J: tl.constexpr,
+    SOFTCAP: tl.constexpr, BARRED: tl.constexpr, IS_FULL: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """What `merge_samples` needs of a tile; exponents and moments are relative to its largest."""
-    blocks = tl.cdiv(T, BLOCK_M)
+    blocks = tl.cdiv(tokens, BLOCK_M)
     program = tl.program_id(0)
     tile, TILES = program // blocks, tl.cdiv(V, BLOCK_V)
-    offs_m = program % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_v = tile * BLOCK_V + tl.arange(0, BLOCK_V)
-    is_row, is_column = offs_m < T, offs_v < V
-    total = products_of(hidden, embedding, offs_m, offs_v, T, V, H, BLOCK_M, BLOCK_V, BLOCK_H)
+    first_m, first_v = program % blocks * BLOCK_M, tile * BLOCK_V
+    offs_m, offs_v = first_m + tl.arange(0, BLOCK_M), first_v + tl.arange(0, BLOCK_V)
+    is_row, is_column = offs_m < tokens, offs_v < V
+    total = products_of(
+        hidden, embedding, first_m, first_v, tokens, V, H, IS_FULL, BLOCK_M, BLOCK_V, BLOCK_H
+    )
     z = capped(total, SOFTCAP)
     for j in tl.static_range(J):
         token = tl.load(barred + offs_m * J + j, mask=is_row, other=-1)

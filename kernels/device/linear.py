@@ -13,7 +13,7 @@ from hybrid.kernels.device.product import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def linear_rows(
     x,
     weight,
@@ -63,7 +63,7 @@ def linear_rows(
     tl.store(place, result, mask=valid[:, None] & (row < width)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def linear_head(
     x,
     weight,

@@ -68,7 +68,7 @@ def multiply_native(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def linear_native(
     x,
     x_scales,

@@ -50,9 +50,9 @@ def row_positions(
     tl.store(keys + row * POSITIONS + offs_c, words.to(tl.int32, bitcast=True), offs_c < POSITIONS)
 
 
-@triton.jit
-def tokens_of(keys, tokens, N: tl.constexpr, V: tl.constexpr, BLOCK_N: tl.constexpr):
+@triton.jit(do_not_specialize=["count"])
+def tokens_of(keys, tokens, count, V: tl.constexpr, BLOCK_N: tl.constexpr):
     """Uniform token ids: the high word of key times vocabulary."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    words = tl.load(keys + offs_n, mask=offs_n < N, other=0).to(tl.uint32, bitcast=True)
-    tl.store(tokens + offs_n, ((words.to(tl.uint64) * V) >> 32).to(tl.int32), mask=offs_n < N)
+    words = tl.load(keys + offs_n, mask=offs_n < count, other=0).to(tl.uint32, bitcast=True)
+    tl.store(tokens + offs_n, ((words.to(tl.uint64) * V) >> 32).to(tl.int32), mask=offs_n < count)

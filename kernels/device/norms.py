@@ -82,7 +82,7 @@ def add_feed_forward(
     expert_norm,
     post_norm,
     next_norm,
-    SCALAR: tl.constexpr,
+    scalar,
     EPS: tl.constexpr,
     TOP_K: tl.constexpr,
     HAS_EXPERTS: tl.constexpr,
@@ -99,7 +99,7 @@ def add_feed_forward(
         branch = scaled(branch, dense_norm, offs_h, H, EPS)
         branch += scaled(summed, expert_norm, offs_h, H, EPS)
     added = scaled(branch, post_norm, offs_h, H, EPS)
-    total = (load_row(residual, row, offs_h, H) + added) * SCALAR
+    total = (load_row(residual, row, offs_h, H) + added) * scalar
     rounded = total.to(x.dtype.element_ty)
     store_row(x, row, offs_h, rounded, H)
     store_row(next_input, row, offs_h, scaled(rounded.to(tl.float32), next_norm, offs_h, H, EPS), H)

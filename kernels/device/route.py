@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def choose(
     x,
     scale,
@@ -12,7 +12,7 @@ def choose(
     expert_scale,
     experts,
     weights,
-    T: tl.constexpr,
+    tokens,
     H: tl.constexpr,
     E: tl.constexpr,
     TOP_K: tl.constexpr,
@@ -22,19 +22,19 @@ def choose(
     BLOCK_E: tl.constexpr,
 ):
     """`BLOCK_T` tokens a program, against all experts."""
-    tokens = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     offs_e, offs_h = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_H)
-    rows = tokens.to(tl.int64)[:, None] * H
+    rows = token.to(tl.int64)[:, None] * H
     logits = tl.zeros((BLOCK_T, BLOCK_E), tl.float32)
     squares = tl.zeros((BLOCK_T,), tl.float32)
     for start in range(0, H, BLOCK_H):
         columns = start + offs_h
         inside = columns < H
-        mask = (tokens < T)[:, None] & inside[None, :]
+        mask = (token < tokens)[:, None] & inside[None, :]
         part = tl.load(x + rows + columns[None, :], mask=mask, other=0.0).to(tl.float32)
         squares += tl.sum(part * part, 1)
         # The same row for every token: one row alone is too little to be loaded ahead.
-        factor = tl.load(scale + tokens[:, None] * 0 + columns[None, :], mask=mask, other=0.0)
+        factor = tl.load(scale + token[:, None] * 0 + columns[None, :], mask=mask, other=0.0)
         wide = part * factor.to(tl.float32)
         high = wide.to(tl.bfloat16)
         low = (wide - high.to(tl.float32)).to(tl.bfloat16)
@@ -44,7 +44,7 @@ def choose(
         logits = tl.dot(low, column, logits)
     logits *= (tl.rsqrt(squares / H + EPS) * H**-0.5)[:, None]
     logits = tl.where((offs_e < E)[None, :], logits, float("-inf"))
-    _store_largest(logits, expert_scale, experts, weights, tokens, T, TOP_K, BLOCK_T, BLOCK_E)
+    _store_largest(logits, expert_scale, experts, weights, token, tokens, TOP_K, BLOCK_T, BLOCK_E)
 
 
 @triton.jit
@@ -53,8 +53,8 @@ def _store_largest(
     expert_scale,
     experts,
     weights,
+    token,
     tokens,
-    T: tl.constexpr,
     TOP_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -75,8 +75,8 @@ def _store_largest(
         logits = tl.where(offs_e[None, :] == number[:, None], float("-inf"), logits)
     shares = tl.exp(values - tl.max(values, 1)[:, None])
     shares = shares / tl.sum(shares, 1)[:, None]
-    mask = (tokens < T)[:, None] & (offs_k < TOP_K)[None, :]
+    mask = (token < tokens)[:, None] & (offs_k < TOP_K)[None, :]
     shares *= tl.load(expert_scale + chosen, mask=mask, other=0.0)
-    places = tokens[:, None] * TOP_K + offs_k[None, :]
+    places = token[:, None] * TOP_K + offs_k[None, :]
     tl.store(experts + places, chosen, mask=mask)
     tl.store(weights + places, shares, mask=mask)

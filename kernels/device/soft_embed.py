@@ -4,22 +4,27 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def expect(
-    logits, log_sum_exp, embedding, tile_largest, parts, totals, T: tl.constexpr,
-    V: tl.constexpr, H: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
-    SKIP_BELOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_V: tl.constexpr,
+    logits, log_sum_exp, embedding, tile_largest, parts, totals, tokens, V: tl.constexpr,
+    H: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
+    SKIP_BELOW: tl.constexpr, IS_FULL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """``sum_v exp(logit - log_sum_exp) * embedding_v`` of a share, float32, not yet normalised."""
-    blocks, columns = tl.cdiv(T, BLOCK_M), tl.cdiv(H, BLOCK_H)
+    blocks, columns = tl.cdiv(tokens, BLOCK_M), tl.cdiv(H, BLOCK_H)
     program = tl.program_id(0)
-    offs_m = program % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    first_m = program % blocks * BLOCK_M
+    offs_m = first_m + tl.arange(0, BLOCK_M)
     column, split = program // blocks % columns, program // (blocks * columns)
     offs_h = column * BLOCK_H + tl.arange(0, BLOCK_H)
     offs_v = tl.arange(0, BLOCK_V)
-    is_row, is_column = offs_m < T, offs_h < H
+    is_row, is_column = offs_m < tokens, offs_h < H
+    if IS_FULL:  # even true masks take registers
+        is_row = tl.full((BLOCK_M,), True, tl.int1)
     normaliser = tl.load(log_sum_exp + offs_m, mask=is_row, other=0.0)
-    rows = offs_m.to(tl.int64)[:, None] * V
+    logits += first_m.to(tl.int64) * V  # addresses relative to the tile take fewer registers
+    rows = tl.arange(0, BLOCK_M)[:, None] * V
     sums = tl.zeros((BLOCK_M, BLOCK_H), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     # Whole tiles of the vocabulary, so that a tile's largest logit speaks for all of a share's.
@@ -44,16 +49,17 @@ def expect(
             else:
                 e = tl.load(table, mask=is_id[:, None] & is_column[None, :], other=0.0)
             sums = tl.dot(p.to(e.dtype), e, sums)
-    part = split * T + offs_m
-    places = part.to(tl.int64)[:, None] * H + offs_h[None, :]
+    part = split * tokens + first_m
+    parts += part.to(tl.int64) * H
+    places = tl.arange(0, BLOCK_M)[:, None] * H + offs_h[None, :]
     tl.store(parts + places, sums, mask=is_row[:, None] & is_column[None, :])
     if column == 0:
-        tl.store(totals + part, total, mask=is_row)
+        tl.store(totals + part + tl.arange(0, BLOCK_M), total, mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def merge_shares(
-    parts, totals, embedding, fixed_ids, output, T: tl.constexpr, H: tl.constexpr,
+    parts, totals, embedding, fixed_ids, output, tokens, H: tl.constexpr,
     SPLITS: tl.constexpr, SCALE: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """One row: the shares' sum over the probabilities' sum, or the embedding of a fixed token."""
@@ -61,7 +67,7 @@ def merge_shares(
     inside = offs_h < H
     summed, total = tl.zeros((BLOCK_H,), tl.float32), 0.0
     for split in tl.static_range(SPLITS):
-        part = (split * T + row).to(tl.int64)
+        part = (split * tokens + row).to(tl.int64)
         summed += tl.load(parts + part * H + offs_h, mask=inside, other=0.0)
         total += tl.load(totals + part)
     token = tl.load(fixed_ids + row)
