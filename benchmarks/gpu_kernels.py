@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gpu_timing import replayed_ms
-from hybrid.engine.canvases import FREE
 from hybrid.engine.weights import EngineWeights, ExpertWeights, LayerWeights, Matrix
 from hybrid.gemma.config import GemmaConfig
+from hybrid.kernels.accept import FREE
 from hybrid.kernels.attention import cached_attention
 from hybrid.kernels.experts import experts
 from hybrid.kernels.head import head_sample

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from hybrid.deadline import Deadline
-from hybrid.drafters.denoise import DenoisingModel, Row
 from hybrid.drafters.device import denoiser_of
 from hybrid.drafters.noise import Draw, Noise
 from hybrid.drafters.pacing import Pacing
+from hybrid.drafters.row import Row
 from hybrid.drafters.template import Template
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.threads import Threads
@@ -26,8 +26,8 @@ from hybrid.protocols import DraftJob
 from hybrid.types import Canvas, Denoised, Draft, DraftTiming, FinishReason
 
 
-class CachingModel(DenoisingModel, Protocol):
-    """A denoising model that can make its own caches."""
+class CachingModel(Protocol):
+    """What a batch needs of a model besides denoising."""
 
     @property
     def config(self) -> GemmaConfig: ...
@@ -38,6 +38,8 @@ class CachingModel(DenoisingModel, Protocol):
     def new_cache(self, batch_size: int, capacity: int) -> Any: ...
 
     def clear_row(self, cache: Any, row: int) -> None: ...
+
+    def encode(self, token_ids: Tensor, lengths: Any, cache: Any, rows: Any) -> Tensor: ...
 
     def read(self, token_ids: Tensor, lengths: Any, cache: Any, rows: Any) -> None: ...
 

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid.drafters.denoise import Denoiser, HostDenoiser, Row
+from hybrid.drafters.denoise import Denoiser, HostDenoiser
 from hybrid.drafters.noise import Noise
-from hybrid.engine.canvases import FREE, Canvases, Start
+from hybrid.drafters.row import Row
+from hybrid.drafters.sampling import sampling_of
+from hybrid.engine.canvases import Canvases, Start
 from hybrid.engine.model import EngineModel
 from hybrid.engine.snapshots import Snapshot, Snapshots
 from hybrid.gemma.cache import Cache
+from hybrid.kernels.accept import FREE
 
 
 class DeviceDenoiser:
@@ -123,7 +126,7 @@ def denoiser_of(model: Any, cache: Any, noise: Noise, slots: int) -> Denoiser:
     """The denoiser of a batch on this kind of model."""
     if isinstance(model, EngineModel):
         return DeviceDenoiser(model, cache, slots)
-    return HostDenoiser(model, cache, noise)
+    return HostDenoiser(sampling_of(model, cache, noise))
 
 
 def _apply(snapshot: Snapshot, rows: Sequence[Row]) -> list[Row]:
@@ -148,7 +151,6 @@ def _apply(snapshot: Snapshot, rows: Sequence[Row]) -> list[Row]:
 
 
 def _fixed_ids(row: Row) -> list[int]:
-    if row.fixed_ids is None or row.is_blank is None:
-        return [FREE] * len(row.canvas_ids)
-    kept: list[int] = torch.where(row.is_blank, FREE, row.fixed_ids).tolist()
-    return kept
+    imposed = row.imposed_ids
+    fixed: list[int] = [FREE] * len(row.canvas_ids) if imposed is None else imposed.tolist()
+    return fixed

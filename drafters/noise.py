@@ -7,10 +7,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hybrid.kernels.noise import position_keys_torch, random_tokens_torch, row_key
+from hybrid.kernels.noise import (
+    SAMPLE,
+    TOKENS,
+    position_keys_torch,
+    random_tokens_torch,
+    row_key,
+)
 from hybrid.kernels.race import race_torch
-
-_UNIFORM, _SAMPLE = 0, 1  # purposes of a draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +48,12 @@ class CounterNoise:
 
     def tokens(self, draws: Sequence[Draw], positions: int, vocabulary: int) -> Tensor:
         """See `Noise.tokens`."""
-        return random_tokens_torch(self._keys(draws, positions, _UNIFORM), vocabulary).long()
+        return random_tokens_torch(self._keys(draws, positions, TOKENS), vocabulary).long()
 
     def renoise(self, draws: Sequence[Draw], probabilities: Tensor, accepted: Tensor) -> Tensor:
         """See `Noise.renoise`; samples are exact, as `hybrid.kernels.race` says."""
         rows, positions, vocabulary = probabilities.shape
-        keys = self._keys(draws, positions, _UNIFORM, _SAMPLE)
+        keys = self._keys(draws, positions, TOKENS, SAMPLE)
         token_ids = random_tokens_torch(keys[:rows], vocabulary).long()
         samples = race_torch(keys[rows:].flatten(), probabilities.flatten(0, 1), accepted.flatten())
         return token_ids.masked_scatter_(accepted, samples)

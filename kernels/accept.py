@@ -17,6 +17,8 @@ from torch import Tensor
 
 from hybrid.kernels.launch import launch, uses_triton
 
+FREE = -1  # in fixed ids: the drafter's to write
+
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
@@ -108,6 +110,11 @@ def accept_torch(
 
 def within_bound_torch(entropy: Tensor, bound: Tensor) -> Tensor:
     """The kept positions, bool [R, C], of ``entropy`` [R, C] (nats) under ``bound`` [R, 1]."""
+    if torch.compiler.is_exporting():  # compilers make loops of comparisons, and only call a sort
+        places = torch.arange(entropy.shape[-1])
+        mine, other = entropy[..., :, None], entropy[..., None, :]
+        is_before = (other < mine) | ((other == mine) & (places < places[:, None]))
+        return torch.where(is_before, other, 0.0).sum(-1) <= bound
     ordered, order = entropy.sort(dim=-1, stable=True)
     before = ordered.cumsum(-1) - ordered
     return torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order, before <= bound)

@@ -9,6 +9,6 @@ from torch import Tensor
 
 def largest_torch(x: Tensor) -> Tensor:
     """The first index, int64 [...], of the largest number in each row of float32 [..., V]."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_exporting():
         return x.argmax(-1)
     return torch.as_tensor(x.numpy().argmax(-1))

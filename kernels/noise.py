@@ -6,7 +6,7 @@ purpose), a position's from the row's and the position, an element's from the po
 vocabulary id. All of it is arithmetic modulo 2**32 on int32 tensors, so shifts must be masked.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from hybrid.kernels.launch import launch, uses_triton
 GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: spreads consecutive counters over the range
 _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B
 _MASK = 0xFFFFFFFF
+TOKENS, SAMPLE = 0, 1  # purposes of a draw: random tokens, and samples of distributions
 STEP = 2.0**-23  # of the uniform: its numbers are midpoints of steps, exact in float32
 
 
@@ -35,7 +36,7 @@ def mix_torch(values: Tensor) -> Tensor:
 
     On a CPU numpy does it, which has unsigned words: 20 instead of 44 us (32 x 919, one core).
     """
-    if values.device.type == "cpu":
+    if values.device.type == "cpu" and not torch.compiler.is_exporting():
         mix_words(values.numpy().view(np.uint32))
         return values
     shifted = torch.empty_like(values)
@@ -43,7 +44,7 @@ def mix_torch(values: Tensor) -> Tensor:
         torch.bitwise_right_shift(values, shift, out=shifted)
         values ^= shifted.bitwise_and_(_MASK >> shift)
         if factor != 1:
-            values *= _signed(factor)
+            values *= signed(factor)
     return values
 
 
@@ -58,8 +59,17 @@ def mix_words(words: NDArray[np.uint32]) -> None:
 
 def row_key(seed: int, canvas: int, step: int, purpose: int) -> int:
     """The key of one row's draw; `seed` may have 64 bits."""
+    key = _canvas_key(seed, canvas)
+    for part in (step, purpose):
+        key = mix(key ^ (part * GOLDEN & _MASK))
+    return key
+
+
+@lru_cache(maxsize=4096)
+def _canvas_key(seed: int, canvas: int) -> int:
+    """What the keys of all steps of a canvas begin with."""
     key = mix((seed & _MASK) ^ GOLDEN)
-    for part in (seed >> 32 & _MASK, canvas, step, purpose):
+    for part in (seed >> 32 & _MASK, canvas):
         key = mix(key ^ (part * GOLDEN & _MASK))
     return key
 
@@ -92,9 +102,9 @@ def draw_keys_torch(
     seeds: Tensor, canvas: Tensor, step: Tensor, purpose: int, positions: int
 ) -> Tensor:
     """As `draw_keys`."""
-    keys = mix_torch(seeds[:, 0] ^ _signed(GOLDEN))
+    keys = mix_torch(seeds[:, 0] ^ signed(GOLDEN))
     for part in (seeds[:, 1], canvas, step, torch.full_like(step, purpose)):
-        keys = mix_torch(keys ^ part * _signed(GOLDEN))
+        keys = mix_torch(keys ^ part * signed(GOLDEN))
     return position_keys_torch(keys, positions)
 
 
@@ -139,9 +149,10 @@ def gumbel_torch(keys: Tensor, vocabulary: int) -> Tensor:
 @cache
 def _counters(count: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.arange(count, device=device, dtype=torch.int32) * _signed(GOLDEN)
+        return torch.arange(count, device=device, dtype=torch.int32) * signed(GOLDEN)
 
 
-def _signed(value: int) -> int:
-    """The int32 with the same bits."""
-    return value - 2**32 if value >= 2**31 else value
+def signed(word: int) -> int:
+    """The low 32 bits of a number as an int32."""
+    word &= _MASK
+    return word - 2**32 if word >= 2**31 else word

@@ -5,6 +5,8 @@ From then on they are used wherever such a model is loaded; nothing else changes
 
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +18,11 @@ from rich.table import Table
 from hybrid.artefacts import artefact_of, artefacts_folder, write_artefact
 from hybrid.cli.render import printable
 from hybrid.cli.terminal import Terminal
+from hybrid.deadline import Deadline
 from hybrid.errors import CapabilityError
 from hybrid.policies.loader import load_policy
+from hybrid.protocols import DraftJob
+from hybrid.types import DraftParams, Request
 
 if TYPE_CHECKING:
     from hybrid.gemma.model import GemmaModel
@@ -98,24 +103,35 @@ def _times(eager: "GemmaModel", compiled: "GemmaModel") -> tuple[float, float]:
 
     from hybrid.gemma.threads import Threads
 
-    config = eager.config
-    tokens = config.canvas_length or 1
-    ids = torch.zeros(1, tokens, dtype=torch.int64)
-    caches = [model.new_cache(1, 64 + _ROUNDS) for model in (eager, compiled)]
     taken: tuple[list[float], list[float]] = ([], [])
-    with torch.inference_mode(), Threads.of(config):
-        prompt = torch.zeros(1, 24, dtype=torch.int64)
-        for model, cache in zip((eager, compiled), caches, strict=True):
-            model.encode(prompt, [24], cache, [0])
+    with torch.inference_mode(), Threads.of(eager.config):
+        works = [_work(model) for model in (eager, compiled)]
         for _ in range(_ROUNDS):
-            for model, cache, times in zip((eager, compiled), caches, taken, strict=True):
+            for work, times in zip(works, taken, strict=True):
                 started = time.perf_counter()
-                if config.canvas_length:
-                    model.denoise(ids, None, cache, [0])
-                else:
-                    model.encode(ids, [1], cache, [0])
+                work()
                 times.append(time.perf_counter() - started)
     return statistics.median(taken[0]), statistics.median(taken[1])
+
+
+def _work(model: "GemmaModel") -> "Callable[[], object]":
+    """A denoising step after a short prompt, or reading one token more."""
+    import torch
+
+    from hybrid.drafters.denoise import step
+    from hybrid.drafters.noise import CounterNoise
+    from hybrid.drafters.row import Row
+    from hybrid.drafters.sampling import sampling_of
+
+    length, prompt = model.config.canvas_length, torch.zeros(1, 24, dtype=torch.int64)
+    cache = model.new_cache(1, 64 + _ROUNDS)
+    model.encode(prompt, [24], cache, [0])
+    if not length:
+        return partial(model.encode, prompt[:, :1], [1], cache, [0])
+    params = DraftParams(max_denoising_steps=2 * _ROUNDS, confidence_threshold=0.0)
+    job = DraftJob(Request(""), params, 0, length, Deadline())
+    row = Row(job, 0, torch.zeros(length, dtype=torch.int64))
+    return partial(step, sampling_of(model, cache, CounterNoise(model.device)), [row])
 
 
 def _progress() -> Progress:

@@ -14,13 +14,11 @@ from torch import Tensor
 
 from hybrid.engine.model import EngineModel
 from hybrid.engine.rooms import Rooms
-from hybrid.kernels.accept import accept
+from hybrid.kernels.accept import FREE, accept
 from hybrid.kernels.head import head_sample
-from hybrid.kernels.noise import draw_keys, random_tokens
+from hybrid.kernels.noise import SAMPLE, TOKENS, draw_keys, random_tokens, signed
 from hybrid.kernels.soft_embed import soft_embed
 
-FREE = -1  # in `fixed_ids`: the drafter's to write
-_TOKENS, _SAMPLE = 0, 1  # purposes of random numbers, as everywhere in drafting
 # Columns of the whole numbers, after the two halves of the seed.
 _LIMIT, _STABLE, _DONE = 4, 6, 8
 _COUNTS, _SETTINGS = 9, 4
@@ -77,7 +75,7 @@ class Canvases:
     def begin(self, row: int, start: Start) -> None:
         """Start a canvas in the row."""
         device = self.ids.device
-        seed = [_signed(start.seed), _signed(start.seed >> 32)]
+        seed = [signed(start.seed), signed(start.seed >> 32)]
         counts = [start.canvas, 0, start.max_denoising_steps, start.stability_threshold, -1]
         self._counts[row] = _row([*seed, *counts, start.context, 0], torch.int32, device)
         settings = [start.t_min, start.t_max, start.entropy_bound, start.confidence_threshold]
@@ -126,14 +124,14 @@ class Canvases:
             embedding,
             config.final_logit_softcapping,
             temperature.repeat_interleave(length),
-            draw_keys(seeds, canvas, following, _SAMPLE, length).flatten(),
+            draw_keys(seeds, canvas, following, SAMPLE, length).flatten(),
             barred,
         )
         accepted = accept(
             sampled.entropy.view(-1, length),
             sampled.best.view(-1, length),
             sampled.sample.view(-1, length),
-            random_tokens(draw_keys(seeds, canvas, following, _TOKENS, length), config.vocab_size),
+            random_tokens(draw_keys(seeds, canvas, following, TOKENS, length), config.vocab_size),
             self.best_ids[rows],
             fixed_ids,
             bound,
@@ -169,9 +167,3 @@ class Canvases:
 
 def _row(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=dtype, device=device)
-
-
-def _signed(word: int) -> int:
-    """The low 32 bits as a signed number."""
-    word &= 0xFFFFFFFF
-    return word - 2**32 if word >= 2**31 else word

@@ -20,8 +20,12 @@ from hybrid.gemma.library import Library, LibraryError
 from hybrid.gemma.model import GemmaModel, load_model
 from hybrid.gemma.traced import MOST_ROWS, Place, kinds_of
 from hybrid.gemma.weights import GemmaWeights
+from hybrid.kernels.accept import FREE
+from hybrid.kernels.judge import Judged
 
 MOST_TOKENS = 256  # of a causal pass, which lays out its scores
+_PACKED_TOKENS = 128  # of rows that are read as one: each token is scored against all of them
+RENOISING = "renoise_row"
 _log = logging.getLogger(__name__)
 Program = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -42,80 +46,123 @@ class CompiledModel(GemmaModel):
             spare = max(self.config.canvas_length, LEAST_SPARE)
         return FlatCache(self.config, batch_size, capacity, spare, self.device, self.dtype)
 
-    def _denoise(
-        self, canvas_ids: Tensor, soft_embedding: Tensor | None, reading: Reading, cache: Cache
-    ) -> Tensor:
-        parts = _parts(len(reading.rows))
-        names = {program_name(causal=False, rows=size) for size in parts}
-        is_whole = reading.tokens == self.config.canvas_length
-        if not (isinstance(cache, FlatCache) and is_whole and names <= set(self._programs)):
-            return super()._denoise(canvas_ids, soft_embedding, reading, cache)
+    def judge(
+        self,
+        canvas_ids: Tensor,
+        soft_embedding: Tensor | None,
+        temperature: Tensor,
+        bound: Tensor,
+        fixed_ids: Tensor | None,
+        cache: Cache,
+        rows: Sequence[int],
+    ) -> Judged | None:
+        """A denoising pass as `denoise` takes it and `judge_torch` on its logits; None if there is
+        no program for that.
+        """
+        parts = _parts(len(rows))
+        names = [judging_program(size) for size in parts]
+        tokens = canvas_ids.shape[1]
+        is_whole = tokens == self.config.canvas_length
+        if not (isinstance(cache, FlatCache) and is_whole and {*names} <= {*self._programs}):
+            return None
+        reading = cache.reading(rows, [tokens] * len(rows), tokens, causal=False)
         if soft_embedding is None:
             soft_embedding = torch.zeros(*canvas_ids.shape, self.config.hidden_size)
-        canvas_ids, soft_embedding = canvas_ids.long().contiguous(), soft_embedding.contiguous()
-        latest = cache.prepared
-        if latest is None or latest[0] != reading:
-            latest = reading, [self._prepare(part, cache) for part in _split(reading, parts)]
-            cache.prepared = latest
-        logits: list[Tensor] = []
-        at = 0
+        if fixed_ids is None:
+            fixed_ids = torch.full_like(canvas_ids, FREE)
+        given = canvas_ids, soft_embedding, temperature, bound, fixed_ids
+        pieces = [torch.split(tensor.contiguous(), parts) for tensor in given]
+        places = self._canvas_places(reading, parts, cache)
         try:
-            for size, place in zip(parts, latest[1], strict=True):
-                program = self._programs[program_name(causal=False, rows=size)]
-                logits += program(
-                    [canvas_ids[at : at + size], soft_embedding[at : at + size], *place]
-                )
-                at += size
+            judged = [
+                self._programs[name]([*own, *place])
+                for name, *own, place in zip(names, *pieces, places, strict=True)
+            ]
         except LibraryError as error:
             self._give_up(error)
-            return super()._denoise(canvas_ids, soft_embedding, reading, cache)
-        return logits[0] if len(logits) == 1 else torch.cat(logits)
+            return None
+        return Judged(*judged[0] if len(parts) == 1 else map(torch.cat, zip(*judged, strict=True)))
+
+    def renoise(
+        self, p: Tensor, accepted: Tensor, seeds: Sequence[int], canvas: int, step: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """The next canvas [1, C] and its expected embedding [1, C, H] as `Renoising` makes them of
+        ``p`` [1, C, V] and ``accepted`` [1, C]; None if there is no program for that.
+
+        More canvases gain nothing, as uncompiled sampling leaves out what cannot win.
+        """
+        if RENOISING not in self._programs:
+            return None
+        numbers = torch.tensor([*seeds, canvas, step], dtype=torch.int32)
+        given = p, accepted, numbers[None, :2], numbers[2:3], numbers[3:]
+        try:
+            next_ids, soft_embedding = self._programs[RENOISING](given)
+        except LibraryError as error:
+            self._give_up(error)
+            return None
+        return next_ids, soft_embedding
 
     def _run(self, x: Tensor, reading: Reading, cache: Cache, is_whole: bool = True) -> Tensor:
-        """As uncompiled, but row by row: nothing is spent on padding."""
-        names = [program_name(True, 1, length, is_whole) for length in reading.lengths]
+        """As uncompiled, but rows one after another as one: nothing is spent on padding."""
+        groups = _split(reading, _groups(reading.lengths))
+        names = [causal_program(sum(group.lengths), is_whole) for group in groups]
         if (
             not (reading.causal and isinstance(cache, FlatCache))
-            or not (set(names) <= set(self._programs) and max(reading.lengths) <= MOST_TOKENS)
-            or (is_whole and len(names) > 1)
+            or not ({*names} <= {*self._programs} and max(reading.lengths) <= MOST_TOKENS)
+            or (is_whole and len(reading.rows) > 1)
         ):
             return super()._run(x, reading, cache, is_whole)
         cache.touch(reading)
+        rows = iter(x)
         outputs = []
         try:
-            for row, (name, part) in enumerate(zip(names, _rows(reading), strict=True)):
-                mine = x[row : row + 1, : part.tokens]
-                outputs += self._programs[name]([mine, *self._prepare(part, cache)])
+            for name, group in zip(names, groups, strict=True):
+                packed = torch.cat([next(rows)[:length] for length in group.lengths])[None]
+                outputs += self._programs[name]([packed, *self._packed_place(group, cache)])
         except LibraryError as error:
             self._give_up(error)
             return super()._run(x, reading, cache, is_whole)
         return outputs[0]
 
-    def _prepare(self, reading: Reading, cache: FlatCache) -> list[Tensor]:
-        """What a program is given besides its own input."""
-        earlier = [cache.earlier(reading, kind) for kind in self._kinds]
+    def _canvas_places(
+        self, reading: Reading, parts: Sequence[int], cache: FlatCache
+    ) -> list[list[Tensor]]:
+        """What programs for so many rows each are given besides their own input."""
+        latest = cache.prepared
+        if latest is None or latest[0] != reading:
+            places = [self._canvas_place(part, cache) for part in _split(reading, parts)]
+            latest = cache.prepared = reading, places
+        return latest[1]
+
+    def _canvas_place(self, reading: Reading, cache: FlatCache) -> list[Tensor]:
+        slots, masks = zip(*(cache.earlier(reading, kind) for kind in self._kinds), strict=True)
+        place = Place(self._turns(reading), slots, masks)
+        return [*place.tensors, *cache.flat_keys, *cache.flat_values]
+
+    def _packed_place(self, reading: Reading, cache: FlatCache) -> list[Tensor]:
+        packed = [cache.packed(reading, kind) for kind in self._kinds]
         place = Place(
-            turns=self._turns(reading),
-            slots=tuple(slots for slots, _ in earlier),
-            masks=tuple(mask for _, mask in earlier),
-            written=tuple(cache.own(reading, kind)[0] for kind in self._kinds)
-            if reading.causal
-            else (),
+            self._turns(reading),
+            slots=tuple(one.slots for one in packed),
+            masks=tuple(one.mask for one in packed),
+            own_masks=tuple(one.own_mask for one in packed),
+            written=tuple(one.written for one in packed),
         )
         return [*place.tensors, *cache.flat_keys, *cache.flat_values]
 
     def _turns(self, reading: Reading) -> tuple[Tensor, ...]:
+        """Those of canvases by row, those of a causal pass one row's after another's."""
         turns: list[Tensor] = []
         end = max(reading.starts) + reading.tokens
         for rope in sorted(self._ropes):
             table = self._rotation_table(rope, end)
-            if len(reading.rows) == 1:
-                here = slice(reading.starts[0], end)
-                turns += table.cosine[None, here], table.signed_sine[None, here]
-            else:
-                starts = torch.tensor(reading.starts)[:, None]
-                positions = starts + torch.arange(reading.tokens)
-                turns += table.cosine[positions], table.signed_sine[positions]
+            for part in (table.cosine, table.signed_sine):
+                if len(reading.rows) == 1:
+                    turns.append(part[None, reading.starts[0] : end])
+                    continue
+                pairs = zip(reading.starts, reading.lengths, strict=True)
+                rows = [part[start : start + length] for start, length in pairs]
+                turns.append(torch.cat(rows)[None] if reading.causal else torch.stack(rows))
         return tuple(turns)
 
     def _give_up(self, error: LibraryError) -> None:
@@ -141,12 +188,13 @@ def load_small(path: str | Path) -> GemmaModel:
     return CompiledModel(model.config, model.weights, programs) if programs else model
 
 
-def program_name(causal: bool, rows: int, tokens: int = 0, is_whole: bool = True) -> str:
-    """The program for a pass, empty if there is none for its kind."""
-    if not causal:
-        return "denoise_row" if rows == 1 else "denoise_rows"
-    if rows > 1:
-        return ""
+def judging_program(rows: int) -> str:
+    """The program for canvases of so many rows."""
+    return "judge_row" if rows == 1 else "judge_rows"
+
+
+def causal_program(tokens: int, is_whole: bool) -> str:
+    """The program for so many tokens, empty if there is none for their kind of pass."""
     if not is_whole:
         return "read" if tokens > 1 else ""
     return "encode" if tokens > 1 else "write"
@@ -158,9 +206,15 @@ def _parts(rows: int) -> list[int]:
     return [rows // count + (part < rows % count) for part in range(count)]
 
 
-def _rows(reading: Reading) -> list[Reading]:
-    rows = zip(reading.rows, reading.starts, reading.lengths, strict=True)
-    return [Reading((row,), (start,), (length,), length, True) for row, start, length in rows]
+def _groups(lengths: Sequence[int]) -> list[int]:
+    """Sizes of groups of following rows that are read as one; a long row is its own."""
+    sizes, tokens = [0], 0
+    for length in lengths:
+        if tokens and tokens + length > _PACKED_TOKENS:
+            sizes, tokens = [*sizes, 0], 0
+        sizes[-1] += 1
+        tokens += length
+    return sizes
 
 
 def _split(reading: Reading, parts: Sequence[int]) -> list[Reading]:

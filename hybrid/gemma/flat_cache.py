@@ -5,7 +5,7 @@ and hidden beyond what a row has, so that the number of shapes stays small and i
 makes them: 80 us a pass where torch takes 150 (embedded refiner, one token).
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ _HIDDEN = np.finfo(np.float32).min
 class FlatCache(Cache):
     """A float32 `Cache`, and the places of passes in it.
 
-    `prepared` is what the last denoising pass was given, which its next step gets, too.
+    `prepared` is what the last canvases' pass was given, which their next step gets, too.
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -35,29 +35,69 @@ class FlatCache(Cache):
         self.prepared: tuple[Reading, list[list[Tensor]]] | None = None
 
     def earlier(self, reading: Reading, kind: LayerKind) -> tuple[Tensor, Tensor]:
-        """Slots, int64 [R, S], of the tokens that a pass sees, and an additive mask [R, 1 or T, S].
-
-        Those of one row in a causal pass of several tokens see different ones in sliding layers.
-        """
+        """Slots, int64 [R, S], of the tokens that canvases see, and an additive mask [R, 1, S]."""
         starts = np.array(reading.starts)[:, None]
         first, most = 0, max(reading.starts)
         if kind == "sliding":
             first, most = np.maximum(starts - self._window + 1, 0), min(most, self._window - 1)
-        padded = max(1, -(-most // PADDING)) * PADDING
-        positions = first + np.arange(padded)[None]
-        hidden = (positions >= starts)[:, None]
-        if kind == "sliding" and reading.causal and reading.tokens > 1:
-            queries = starts + np.arange(reading.tokens)
-            hidden = hidden | (positions[:, None] <= queries[..., None] - self._window)
-        mask = np.where(hidden, _HIDDEN, np.float32(0))
-        return self._flat(reading.rows, positions, kind), torch.from_numpy(mask)
+        positions = first + np.arange(_padded(most))[None]
+        mask = np.where(positions >= starts, _HIDDEN, np.float32(0))[:, None]
+        slots = self._flat(np.array(reading.rows)[:, None], positions, kind)
+        return torch.from_numpy(slots), torch.from_numpy(mask)
 
-    def own(self, reading: Reading, kind: LayerKind) -> Tensor:
-        """Slots, int64 [R, T], of the pass's tokens."""
-        starts = np.array(reading.starts)[:, None]
-        return self._flat(reading.rows, starts + np.arange(reading.tokens), kind)
+    def packed(self, reading: Reading, kind: LayerKind) -> "Packed":
+        """Where T tokens of a causal pass stand, the rows' one after another without padding."""
+        rows, starts, lengths = np.array((reading.rows, reading.starts, reading.lengths))
+        seen = np.minimum(starts, self._window - 1) if kind == "sliding" else starts
+        row, position = _laid_out(rows, starts, lengths)
+        count = int(seen.sum())
+        seen_row = np.full(_padded(count), -1)  # nobody's
+        seen_position = np.zeros_like(seen_row)
+        seen_row[:count], seen_position[:count] = _laid_out(rows, starts - seen, seen)
+        slots = self._flat(np.maximum(seen_row, 0), seen_position, kind)
 
-    def _flat(self, rows: Sequence[int], positions: NDArray[np.int64], kind: LayerKind) -> Tensor:
+        def mask(of_row: NDArray[np.int64], at: NDArray[np.int64]) -> Tensor:
+            hidden = (row[:, None] != of_row) | (at > position[:, None])
+            if kind == "sliding":
+                hidden |= at <= position[:, None] - self._window
+            return torch.from_numpy(hidden * _HIDDEN)
+
+        return Packed(
+            slots=torch.from_numpy(slots)[None],
+            mask=mask(seen_row, seen_position)[None],
+            own_mask=mask(row, position),
+            written=torch.from_numpy(self._flat(row, position, kind)),
+        )
+
+    def _flat(
+        self, rows: NDArray[np.int64], positions: NDArray[np.int64], kind: LayerKind
+    ) -> NDArray[np.int64]:
         slots = self._slots[kind]
-        before = np.array(rows)[:, None] * (slots + 1)
-        return torch.from_numpy(positions % slots + before)
+        return positions % slots + rows * (slots + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """``slots`` int64 [1, S] of the earlier tokens that any of T sees, and additive masks of what
+    is hidden, ``mask`` [1, T, S] of those and ``own_mask`` [T, T]; ``written`` int64 [T].
+    """
+
+    slots: Tensor
+    mask: Tensor
+    own_mask: Tensor
+    written: Tensor
+
+
+def _padded(count: int) -> int:
+    return max(1, -(-count // PADDING)) * PADDING
+
+
+def _laid_out(
+    rows: NDArray[np.int64], starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and position of every token, one row's after another's."""
+    if len(rows) == 1:
+        position = np.arange(starts[0], starts[0] + lengths[0])
+        return np.full(len(position), rows[0]), position
+    before = lengths.cumsum() - lengths
+    return rows.repeat(lengths), np.arange(lengths.sum()) + (starts - before).repeat(lengths)

@@ -1,5 +1,7 @@
 """The passes that are compiled ahead of time, as functions of tensors alone.
 
+A denoising pass goes on to what is made of its logits, and `Renoising` to the next canvases.
+
 Nothing of a request is built in: which slots of the cache a pass sees, what is hidden and how
 positions turn are inputs. Unlike in `GemmaModel` a canvas is never written to the cache, its keys
 are joined to the earlier ones; a causal pass writes its own at its end, in place.
@@ -19,6 +21,7 @@ from torch.nn.functional import linear, pad
 from hybrid.gemma.config import LayerKind
 from hybrid.gemma.layer import Layer, Rotation
 from hybrid.gemma.model import GemmaModel
+from hybrid.kernels.judge import judge_torch, renoise_torch
 from hybrid.kernels.norms import add_rms_norm_torch, rms_norm_torch
 
 KINDS: tuple[LayerKind, ...] = ("sliding", "full")
@@ -29,24 +32,29 @@ MOST_ROWS = 4
 class Place:
     """Where a pass of R rows and T tokens stands.
 
-    By kind of layer: ``slots`` int64 [R, S] of the earlier tokens in the flattened cache; ``masks``
-    additive, [R, 1 or T, S]; ``written`` int64 [T], the slots of a causal pass of one row.
+    By kind of layer: ``slots`` int64 [R, S] of the earlier tokens in the flattened cache, and their
+    additive ``masks`` [R, 1 or T, S]. A causal pass has R = 1, whatever rows its tokens are of, and
+    besides ``own_masks`` [T, T], of its own tokens, and ``written`` int64 [T], their slots.
     ``turns`` are cosine and signed sine [R, T, 1, D] of every rope in order.
     """
 
     turns: tuple[Tensor, ...]
     slots: tuple[Tensor, ...]
     masks: tuple[Tensor, ...]
-    written: tuple[Tensor, ...]
+    own_masks: tuple[Tensor, ...] = ()
+    written: tuple[Tensor, ...] = ()
 
     @property
     def tensors(self) -> list[Tensor]:
         """All of them, in the order of a program's inputs."""
-        return [*self.turns, *self.slots, *self.masks, *self.written]
+        return [*self.turns, *self.slots, *self.masks, *self.own_masks, *self.written]
 
 
-class Denoising(nn.Module):
-    """Logits [R, C, V] of canvases ``canvas_ids`` [R, C] after ``soft_embedding`` [R, C, H]."""
+class Judging(nn.Module):
+    """A step's pass, and what is made of its logits: a `Judged` as a tuple.
+
+    ``canvas_ids`` [R, C], ``soft_embedding`` [R, C, H], the others as `judge_torch` takes them.
+    """
 
     def __init__(self, model: GemmaModel) -> None:
         super().__init__()
@@ -56,17 +64,35 @@ class Denoising(nn.Module):
         self,
         canvas_ids: Tensor,
         soft_embedding: Tensor,
+        temperature: Tensor,
+        bound: Tensor,
+        fixed_ids: Tensor,
         turns: list[Tensor],
         slots: list[Tensor],
         masks: list[Tensor],
         keys: list[Tensor],
         values: list[Tensor],
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         model = self._model
         x = model.condition(canvas_ids, soft_embedding)
-        place = Place(tuple(turns), tuple(slots), tuple(masks), ())
+        place = Place(tuple(turns), tuple(slots), tuple(masks))
         x = self._stack.run(x, place, keys, values, is_whole=True)
-        return model.logits(rms_norm_torch(x, model.weights.norm, model.config.rms_norm_eps))
+        logits = model.logits(rms_norm_torch(x, model.weights.norm, model.config.rms_norm_eps))
+        return tuple(judge_torch(logits, temperature, bound, fixed_ids))
+
+
+class Renoising(nn.Module):
+    """The next canvases as `renoise_torch` makes them, and the embeddings that ``p`` expects."""
+
+    def __init__(self, model: GemmaModel) -> None:
+        super().__init__()
+        self._model = model
+
+    def forward(
+        self, p: Tensor, accepted: Tensor, seeds: Tensor, canvas: Tensor, step: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        next_ids = renoise_torch(p, accepted, seeds, canvas, step)
+        return next_ids, self._model.soft_embed(p)
 
 
 class Causal(nn.Module):
@@ -82,11 +108,12 @@ class Causal(nn.Module):
         turns: list[Tensor],
         slots: list[Tensor],
         masks: list[Tensor],
+        own_masks: list[Tensor],
         written: list[Tensor],
         keys: list[Tensor],
         values: list[Tensor],
     ) -> Tensor:
-        place = Place(tuple(turns), tuple(slots), tuple(masks), tuple(written))
+        place = Place(tuple(turns), tuple(slots), tuple(masks), tuple(own_masks), tuple(written))
         return self._stack.run(x, place, keys, values, self._is_whole)
 
 
@@ -97,15 +124,17 @@ class Stack:
         self._layers, self._causal = model.layers, causal
         self._ropes = sorted({layer.rope for layer in model.layers})
         self._kinds = kinds_of(model)
-        self._window = model.config.sliding_window
         self._eps = model.config.rms_norm_eps
 
     def run(
         self, x: Tensor, place: Place, keys: list[Tensor], values: list[Tensor], is_whole: bool
     ) -> Tensor:
         """As `GemmaModel` runs them; ``keys`` and ``values`` are flat, [slots of all rows, ...]."""
-        pairs = zip(place.masks, self._kinds, strict=True)
-        masks = [self._whole_mask(mask, kind, x) for mask, kind in pairs]
+        if self._causal:
+            pairs = zip(place.masks, place.own_masks, strict=True)
+            masks = [torch.cat((mask, own[None]), 2) for mask, own in pairs]
+        else:
+            masks = [pad(mask, (0, x.shape[1])) for mask in place.masks]
         for layer, layer_keys, layer_values in zip(self._layers, keys, values, strict=True):
             rope, kind = self._ropes.index(layer.rope), self._kinds.index(layer.geometry.kind)
             query, key, value = layer.heads(x, Rotation(*place.turns[2 * rope : 2 * rope + 2]))
@@ -129,18 +158,6 @@ class Stack:
         x = add_rms_norm_torch(x, output, weights.attention.post_norm, self._eps)
         scalar = weights.encode_scalar if self._causal else weights.denoise_scalar
         return layer.feed_forward(x, scalar, is_few=True)
-
-    def _whole_mask(self, mask: Tensor, kind: LayerKind, x: Tensor) -> Tensor:
-        """[R, 1 or T, S + T]: what is hidden of earlier tokens, and of the pass's own."""
-        tokens = x.shape[1]
-        if not self._causal or tokens == 1:
-            return pad(mask, (0, tokens))
-        query, key = torch.arange(tokens)[:, None], torch.arange(tokens)
-        hidden = key > query
-        if kind == "sliding":
-            hidden = hidden | (key <= query - self._window)
-        own = torch.where(hidden, torch.finfo(x.dtype).min, 0.0)[None]
-        return torch.cat((mask.expand(1, tokens, -1), own), 2)
 
 
 def kinds_of(model: GemmaModel) -> list[LayerKind]:

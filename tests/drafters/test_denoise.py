@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from hybrid.deadline import Deadline
-from hybrid.drafters.denoise import Row, step
+from hybrid.drafters.denoise import step
 from hybrid.drafters.noise import Draw
+from hybrid.drafters.row import Row
+from hybrid.drafters.sampling import EagerSampling
 from hybrid.drafters.template import Template
 from hybrid.protocols import DraftJob
 from hybrid.types import DraftParams, Request
@@ -28,18 +30,12 @@ class ScriptedModel:
     canvases: list[Tensor] = field(default_factory=list)
     soft_embeddings: list[Tensor | None] = field(default_factory=list)
 
-    def encode(self, token_ids: Tensor, lengths: Any, cache: Any, rows: Any) -> Tensor:
-        raise AssertionError("a denoising step reads nothing into the cache")
-
     def denoise(
         self, canvas_ids: Tensor, soft_embedding: Tensor | None, cache: Any, rows: Any
     ) -> Tensor:
         self.canvases.append(canvas_ids.clone())
         self.soft_embeddings.append(soft_embedding)
         return self.script.pop(0).clone()
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        raise AssertionError("denoising already gives logits")
 
     def soft_embed(self, probabilities: Tensor) -> Tensor:
         return probabilities.clone()
@@ -80,7 +76,7 @@ def entropy_of(logits: Tensor) -> Tensor:
 def run(row: Row, script: Sequence[Tensor]) -> ScriptedModel:
     model = ScriptedModel([*script])
     for _ in script:
-        step(model, None, ScriptedNoise(), [row])
+        step(EagerSampling(model, None, ScriptedNoise()), [row])
     return model
 
 
@@ -130,7 +126,7 @@ def test_rows_at_different_places_share_a_pass() -> None:
     late.next_canvas(torch.zeros(CANVAS, dtype=torch.long), ())
     run(late, [flat] * 3)
     noise = ScriptedNoise()
-    step(ScriptedModel([torch.cat((flat, flat))]), None, noise, [early, late])
+    step(EagerSampling(ScriptedModel([torch.cat((flat, flat))]), None, noise), [early, late])
     assert noise.draws == [Draw(5, canvas=0, step=1), Draw(6, canvas=1, step=4)]
     assert (early.step, late.step) == (1, 4)
     assert early.accepted.all()
@@ -143,7 +139,8 @@ def test_rows_at_different_places_share_a_pass() -> None:
 def test_nothing_is_drawn_for_a_canvas_that_ends() -> None:
     rows = [make_row(seed=1), make_row(seed=2, max_denoising_steps=1), make_row(seed=3)]
     noise = ScriptedNoise()
-    step(ScriptedModel([peaks([1, 2, 3, 4]).expand(3, -1, -1)]), None, noise, rows)
+    model = ScriptedModel([peaks([1, 2, 3, 4]).expand(3, -1, -1)])
+    step(EagerSampling(model, None, noise), rows)
     assert noise.draws == [Draw(1, canvas=0, step=1), Draw(3, canvas=0, step=1)]
     assert [row.soft_embedding is None for row in rows] == [False, True, False]
     assert [row.canvas_ids.tolist() for row in rows] == [[SAMPLED] * 4, [0] * 4, [SAMPLED] * 4]
@@ -155,7 +152,7 @@ def test_a_row_that_begins_joins_rows_on_their_way() -> None:
     early, late = make_row(), make_row(t_min=1.0, t_max=1.0)
     run(late, [logits[1:]])
     model = ScriptedModel([logits])
-    step(model, None, ScriptedNoise(), [early, late])
+    step(EagerSampling(model, None, ScriptedNoise()), [early, late])
     (soft,) = model.soft_embeddings
     assert soft is not None and not soft[0].any()
     torch.testing.assert_close(soft[1], logits[1].softmax(-1))
@@ -252,7 +249,8 @@ def test_a_template_concerns_its_own_row_only() -> None:
     logits = peaks([1, 2, 3, 4], 2.0)
     free, other = make_row(seed=1), make_row(seed=1)
     filled = make_row(seed=2, template=Template((None, 6, 6, 6), text_tokens=4))
-    step(ScriptedModel([torch.cat((logits, logits))]), None, ScriptedNoise(), [filled, free])
+    model = ScriptedModel([torch.cat((logits, logits))])
+    step(EagerSampling(model, None, ScriptedNoise()), [filled, free])
     run(other, [logits])
     assert torch.equal(free.canvas_ids, other.canvas_ids)
     assert free.soft_embedding is not None and other.soft_embedding is not None

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybrid.engine.canvases import FREE, Canvases, Start
+from hybrid.engine.canvases import Canvases, Start
 from hybrid.engine.model import EngineModel
 from hybrid.engine.random_weights import random_weights
 from hybrid.gemma.config import GemmaConfig, LayerConfig
+from hybrid.kernels.accept import FREE
 from hybrid.kernels.launch import interpreted
 from hybrid.kernels.native import NativeMatrix
 from hybrid.types import Activations

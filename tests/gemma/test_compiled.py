@@ -1,7 +1,7 @@
 """Compiled passes against uncompiled ones: logits, drafts and answers; and what if they fail."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,13 +12,18 @@ from torch import Tensor
 from hybrid.artefacts import MANIFEST, artefact_of, read_artefact, write_artefact
 from hybrid.deadline import Deadline
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
+from hybrid.drafters.noise import CounterNoise, Draw
 from hybrid.errors import CapabilityError
+from hybrid.gemma.cache import Cache
 from hybrid.gemma.compiled import CompiledModel, load_small
 from hybrid.gemma.compiler import compile_program, program_names, require_compiler
 from hybrid.gemma.flat_cache import FlatCache
 from hybrid.gemma.library import Library, LibraryError
 from hybrid.gemma.model import GemmaModel, load_model
 from hybrid.gemma.tokenizer import ChatTokenizer
+from hybrid.kernels.accept import FREE
+from hybrid.kernels.judge import Judged, judge_torch
+from hybrid.kernels.noise import signed
 from hybrid.protocols import DraftJob, Votes
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.types import Draft, DraftParams, Request
@@ -70,10 +75,31 @@ def used(model: CompiledModel) -> bool:
     return bool(model._programs)
 
 
+def judged(
+    model: GemmaModel, canvas_ids: Tensor, soft: Tensor | None, cache: Cache, rows: Sequence[int]
+) -> Judged:
+    """A pass and what is made of it, at other temperatures and bounds in every row."""
+    count = len(rows)
+    temperature, bound = torch.linspace(0.4, 0.9, count), torch.linspace(0.01, 4.0, count)
+    fixed_ids = torch.full_like(canvas_ids, FREE)
+    fixed_ids[0, 1] = 17
+    if isinstance(model, CompiledModel):
+        found = model.judge(canvas_ids, soft, temperature, bound, fixed_ids, cache, rows)
+        assert found is not None
+        return found
+    return judge_torch(model.denoise(canvas_ids, soft, cache, rows), temperature, bound, fixed_ids)
+
+
+def assert_alike(one: Sequence[Judged], other: Sequence[Judged]) -> None:
+    for mine, others in zip(one, other, strict=True):
+        for ours, theirs in zip(mine, others, strict=True):
+            assert_near(ours, theirs)
+
+
 @needs_compiler
 @pytest.mark.parametrize("rows", [[0], [3], [0, 1], [4, 2, 0], [0, 1, 2, 3, 4], [8, 1, 0, 5, 2, 6]])
 @torch.inference_mode()
-def test_denoising_rows_anywhere_gives_the_same_logits(diffusion: Both, rows: list[int]) -> None:
+def test_rows_anywhere_are_judged_the_same(diffusion: Both, rows: list[int]) -> None:
     outcomes = []
     lengths = [1, 5, 40, 11, 12, 90, 3, 2, 64]
     for model in diffusion:
@@ -81,30 +107,51 @@ def test_denoising_rows_anywhere_gives_the_same_logits(diffusion: Both, rows: li
         for row, length in enumerate(lengths):
             model.read(ids(row, 1, length), [length], cache, [row])
         canvas_ids = ids(50, len(rows), CANVAS)
-        first = model.denoise(canvas_ids, None, cache, rows)
-        soft = model.soft_embed(first.softmax(-1))
-        again = model.denoise(first.argmax(-1), soft, cache, rows)
+        first = judged(model, canvas_ids, None, cache, rows)
+        soft = model.soft_embed(first.p)
+        again = judged(model, first.best_ids, soft, cache, rows)
         model.read(ids(60, len(rows), 9), [9] * len(rows), cache, rows)
-        moved = model.denoise(canvas_ids, soft, cache, rows)
-        outcomes.append(torch.stack((first, again, moved)))
-    assert_near(*outcomes)
+        outcomes.append((first, again, judged(model, canvas_ids, soft, cache, rows)))
+    assert_alike(*outcomes)
     assert used(diffusion[1])
 
 
 @needs_compiler
 @torch.inference_mode()
-def test_a_row_gets_what_it_gets_alone(diffusion: Both) -> None:
-    _, model = diffusion
-    cache, lengths = model.new_cache(7, 80), [30, 2, 17, 50, 9, 4, 12]
-    padded = ids(1, 7, max(lengths))
-    model.read(padded, lengths, cache, range(7))
-    canvas_ids, soft = ids(2, 7, CANVAS), torch.randn(7, CANVAS, model.config.hidden_size)
-    together = model.denoise(canvas_ids, soft, cache, range(7))
-    for row, length in enumerate(lengths):
-        own = model.new_cache(1, 80)
-        model.read(padded[row : row + 1, :length], [length], own, [0])
-        here = slice(row, row + 1)
-        assert_near(model.denoise(canvas_ids[here], soft[here], own, [0])[0], together[row])
+def test_the_next_canvas_is_the_same(diffusion: Both) -> None:
+    eager, ours = diffusion
+    noise, draw = CounterNoise(eager.device), Draw(2**63 + 12345, canvas=3, step=7)
+    p = torch.randn(1, CANVAS, VOCABULARY, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    for kept in (0, 3, CANVAS):
+        accepted = torch.arange(CANVAS)[None] < kept
+        seeds = [signed(draw.seed), signed(draw.seed >> 32)]
+        following = ours.renoise(p, accepted, seeds, draw.canvas, draw.step)
+        assert following is not None
+        assert torch.equal(following[0], noise.renoise([draw], p, accepted))
+        assert_near(following[1], eager.soft_embed(p))
+    assert used(ours)
+
+
+@needs_compiler
+@pytest.mark.parametrize("lengths", [[30, 2, 17, 50, 9, 4, 12], [200, 1, 100, 40, 2, 0, 3]])
+@torch.inference_mode()
+def test_a_row_gets_what_it_gets_alone(diffusion: Both, lengths: list[int]) -> None:
+    model, rows = diffusion[1], range(7)
+    for first in ([0] * 7, [3, 0, 20, 1, 0, 2, 30]):  # what the rows have read before
+        cache = model.new_cache(7, 240)
+        padded = ids(1, 7, max(lengths))
+        model.read(ids(3, 7, 30), first, cache, rows)
+        model.read(padded, lengths, cache, rows)
+        canvas_ids, soft = ids(2, 7, CANVAS), torch.randn(7, CANVAS, model.config.hidden_size)
+        logits = model.denoise(canvas_ids, soft, cache, rows)
+        for row, length in enumerate(lengths):
+            own = model.new_cache(1, 240)
+            here = slice(row, row + 1)
+            for part, tokens in ((ids(3, 7, 30), first[row]), (padded, length)):
+                if tokens:
+                    model.read(part[here, :tokens], [tokens], own, [0])
+            assert_near(model.denoise(canvas_ids[here], soft[here], own, [0])[0], logits[row])
+    assert used(model)
 
 
 @needs_compiler
@@ -113,12 +160,12 @@ def test_a_row_that_is_read_anew_is_not_taken_for_the_last(diffusion: Both) -> N
     canvas_ids = ids(3, 1, CANVAS)
     eager, ours = (model.new_cache(2, 40) for model in diffusion)
     for seed in (4, 5):  # as long as each other
-        logits = []
+        found = []
         for model, cache in zip(diffusion, (eager, ours), strict=True):
             model.clear_row(cache, 1)
             model.read(ids(seed, 1, 8), [8], cache, [1])
-            logits.append(model.denoise(canvas_ids, None, cache, [1]))
-        assert_near(*logits)
+            found.append([judged(model, canvas_ids, None, cache, [1])])
+        assert_alike(*found)
 
 
 @needs_compiler
@@ -207,19 +254,20 @@ def failing(folder: Path, names: list[str]) -> Both:
     return model, CompiledModel(model.config, model.weights, dict.fromkeys(names, fail))
 
 
-@torch.inference_mode()
-def test_a_pass_that_fails_is_computed_uncompiled(
-    make_diffusion: Make, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("names", [["read"], ["judge_row", "judge_rows"], ["renoise_row"]])
+def test_what_fails_is_computed_uncompiled(
+    make_diffusion: Make,
+    word_tokenizer: ChatTokenizer,
+    caplog: pytest.LogCaptureFixture,
+    names: list[str],
 ) -> None:
     _, folder = make_diffusion(**FEW_LAYERS)
-    for names in (["read"], ["denoise_row", "denoise_rows"]):
-        outcomes = []
-        for model in failing(folder, names):
-            cache = model.new_cache(2, 30)
-            model.read(ids(1, 2, 9), [9, 9], cache, [0, 1])
-            outcomes.append(model.denoise(ids(2, 2, CANVAS), None, cache, [0, 1]))
-        assert torch.equal(*outcomes)
-    assert len(caplog.messages) == 2
+    for jobs in ([job(2)], [job(1), job(3)]):
+        eager, ours = (
+            DiffusionGemmaDrafter(model, word_tokenizer).draft(jobs)
+            for model in failing(folder, names)
+        )
+        assert [*map(outcome, eager)] == [*map(outcome, ours)]
     assert "out of order" in caplog.text
 
 
@@ -270,8 +318,8 @@ def test_places_of_a_flat_cache_name_its_slots(make_causal: Make) -> None:
         model.encode(ids(1, 1, length), [length], cache, [2])
         reading = cache.reading([2], [1], 1, causal=True)
         for kind, first in (("full", 0), ("sliding", length - 11)):
-            slots, mask = cache.earlier(reading, cast(Any, kind))
-            seen = slots[mask[:, 0] == 0]
+            place = cache.packed(reading, cast(Any, kind))
+            seen = place.slots[place.mask[:, 0] == 0]
             size = cache.keys[kind == "full"].shape[1]
             expected = [2 * size + position % (size - 1) for position in range(first, length)]
             assert seen.tolist() == expected
