@@ -21,7 +21,7 @@ from hybrid.engine.weights import (
     Matrix,
     SelfConditioningWeights,
 )
-from hybrid.gemma.checkpoint import FLOATS, Checkpoint
+from hybrid.gemma.checkpoint import FLOATS, Checkpoint, all_finite
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.quantized import StoredMatrix
 from hybrid.gemma.reader import StackReader
@@ -83,7 +83,7 @@ class _Reader(StackReader):
         self.checkpoint.check(name, target.shape, FLOATS)
         is_finite = torch.ones((), dtype=torch.bool, device=self.device)
         for part, piece in self.checkpoint.pieces(name, _PIECE):
-            is_finite &= target[part].copy_(piece).isfinite().all()
+            is_finite &= all_finite(target[part].copy_(piece))
         self.checkpoint.require_finite(name, is_finite)
 
     def norm(self, name: str, size: int = 0) -> Tensor:
@@ -219,7 +219,7 @@ class _Reader(StackReader):
         is_finite = torch.ones((), dtype=torch.bool, device=self.device)
         for part, piece in self.checkpoint.pieces(name, _PIECE):
             whole[part].transpose(1, 2).copy_(piece.view(-1, 2, inner, hidden))
-            is_finite &= whole[part].isfinite().all()
+            is_finite &= all_finite(whole[part])
         self.checkpoint.require_finite(name, is_finite)
         return whole.flatten(1, 2)
 

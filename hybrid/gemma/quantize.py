@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hybrid.errors import CapabilityError, CheckpointError
-from hybrid.gemma.checkpoint import INDEX, SINGLE, Checkpoint
+from hybrid.gemma.checkpoint import INDEX, SINGLE, Checkpoint, all_finite
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.declaration import Format, declaration
 from hybrid.gemma.journal import Journal, copy_whole, write_whole
@@ -148,7 +148,7 @@ class Quantizer:
     def read(self, name: str) -> Tensor:
         """A stored tensor; CheckpointError if the text model's numbers in it are not finite."""
         tensor = self.checkpoint.read(name)
-        self.checkpoint.require_finite(name, name not in self.text or tensor.isfinite().all())
+        self.checkpoint.require_finite(name, name not in self.text or all_finite(tensor))
         return tensor
 
     def linears(self, name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, int, int]]:
@@ -202,8 +202,8 @@ class Quantizer:
                 part = slice(first, first + rows)
                 stored = self.last_factor(outer)
                 decoded = dequantize(packed[part], scales[part], outer)
-                error[0] += (decoded - weight[part]).double().square().sum().item()
-                error[1] += weight[part].double().square().sum().item()
+                error[0] += _squares(decoded.sub_(weight[part]))
+                error[1] += _squares(weight[part])
                 codes, factor = self.names(linear)
                 yield codes, packed[part]
                 yield f"{linear}.weight_scale", scales[part]
@@ -249,3 +249,8 @@ class Quantizer:
     def declaration(self) -> dict[str, Any]:
         """`quantization_config` of the result."""
         return declaration(self.job.format, _CHOSEN[self.job.parts])
+
+
+def _squares(numbers: Tensor) -> float:
+    """The sum of their squares, in float64."""
+    return float(torch.linalg.vector_norm(numbers, dtype=torch.float64)) ** 2
