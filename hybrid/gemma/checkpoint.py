@@ -139,8 +139,8 @@ class Checkpoint:
         if index.exists() and not index.is_file():
             raise CheckpointError(str(index), "not a file")
         try:
-            weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-            files = {str(name): self.directory / str(file) for name, file in weight_map.items()}
+            weight_map = {**json.loads(index.read_text("utf-8"))["weight_map"]}
+            shards = {file: self.directory / str(file) for file in {*weight_map.values()}}
         except (
             OSError,
             ValueError,
@@ -150,17 +150,18 @@ class Checkpoint:
             RecursionError,
         ) as problem:
             raise CheckpointError(str(index), f"not an index of shards: {problem!r}") from None
-        for name, file in files.items():
-            if file.name != weight_map[name]:
-                message = f"{weight_map[name]!r} is not the name of a file of this folder"
+        for name, file in weight_map.items():
+            if shards[file].name != file:
+                message = f"{file!r} is not the name of a file of this folder"
                 raise CheckpointError(str(index), message, name)
+        files = {name: shards[file] for name, file in weight_map.items()}
         held = {file: self._open(file) for file in dict.fromkeys(files.values())}
         for name, file in files.items():
             if name not in held[file]:
                 raise CheckpointError(str(file), f"missing, though {INDEX} places it here", name)
         for file, entries in held.items():
             for name in entries:
-                if files.setdefault(name, file) != file:  # what the index left out counts too
+                if files.setdefault(name, file) is not file:  # what the index left out counts too
                     message = f"is here too, though {INDEX} places it in {files[name].name}"
                     raise CheckpointError(str(file), message, name)
         return files

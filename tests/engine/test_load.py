@@ -18,6 +18,7 @@ from hybrid.gemma.checkpoint import Checkpoint
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.model import GemmaModel
 from hybrid.kernels import launch
+from tests.gemma.published import write_checkpoint
 
 FOLDER = weights_path("drafter")
 
@@ -105,6 +106,18 @@ def test_a_large_model_on_a_cpu_needs_room_for_its_numbers(
         load_fastest(FOLDER, "cpu")
     monkeypatch.setattr(memory, "free_memory", lambda: None)
     load_fastest(FOLDER, "cpu")
+
+
+def test_the_published_drafter_is_too_large_for_most_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """18.8 GB of files are 25.3 billion numbers of four bytes."""
+    write_checkpoint(tmp_path, "modelopt", True, 2)
+    monkeypatch.setattr(memory, "free_memory", lambda: 64_000_000_000)
+    with pytest.raises(
+        CapabilityError, match=r"on cpu: needs 105\.\d\d GB .*, and 64.00 GB are free"
+    ):
+        load_fastest(tmp_path, "cpu")
 
 
 def test_free_memory_is_the_machines_or_the_containers(
