@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -84,12 +85,41 @@ def random_twin(config: GemmaConfig, device: torch.device) -> Any:
     whole = DiffusionGemmaConfig(
         text_config=text, vision_config=vision, canvas_length=config.canvas_length
     )
-    with device:
+    with device, parameters_without_memory():
         model = DiffusionGemmaForBlockDiffusion(whole).eval()
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.normal_(0, parameter.shape[-1] ** -0.5)
+    fill(model, device)
     return model
+
+
+@contextmanager
+def parameters_without_memory() -> Iterator[None]:
+    """New modules' parameters have only shapes.
+
+    The model is made of an encoder and a decoder, 50 GB each, which share their weights only when
+    both have been made.
+    """
+    register = torch.nn.Module.register_parameter
+
+    def register_shape(module: Any, name: str, parameter: torch.nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    with patch.object(torch.nn.Module, "register_parameter", register_shape):
+        yield
+
+
+def fill(model: torch.nn.Module, device: torch.device) -> None:
+    """Give parameters memory, the same to those that are shared: matrices are random, norms one."""
+    made: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, shape in module.named_parameters(recurse=False, remove_duplicate=False):
+            if shape not in made:
+                values = torch.ones_like(shape, device=device, requires_grad=False)
+                if shape.dim() > 1:
+                    values.normal_(0, shape.shape[-1] ** -0.5)
+                made[shape] = torch.nn.Parameter(values, requires_grad=False)
+            module._parameters[name] = made[shape]
 
 
 @contextmanager
