@@ -59,11 +59,10 @@ class CompiledModel(GemmaModel):
         """A denoising pass as `denoise` takes it and `judge_torch` on its logits; None if there is
         no program for that.
         """
-        parts = _parts(len(rows))
+        parts, tokens = _parts(len(rows)), canvas_ids.shape[1]
         names = [judging_program(size) for size in parts]
-        tokens = canvas_ids.shape[1]
         is_whole = tokens == self.config.canvas_length
-        if not (isinstance(cache, FlatCache) and is_whole and {*names} <= {*self._programs}):
+        if not (isinstance(cache, FlatCache) and is_whole and {*names} <= self._programs.keys()):
             return None
         reading = cache.reading(rows, [tokens] * len(rows), tokens, causal=False)
         if soft_embedding is None:
@@ -71,9 +70,11 @@ class CompiledModel(GemmaModel):
         if fixed_ids is None:
             fixed_ids = torch.full_like(canvas_ids, FREE)
         given = canvas_ids, soft_embedding, temperature, bound, fixed_ids
-        pieces = [torch.split(tensor.contiguous(), parts) for tensor in given]
         places = self._canvas_places(reading, parts, cache)
         try:
+            if len(parts) == 1:
+                return Judged(*self._programs[names[0]]([*given, *places[0]]))
+            pieces = [tensor.split_with_sizes(parts) for tensor in given]
             judged = [
                 self._programs[name]([*own, *place])
                 for name, *own, place in zip(names, *pieces, places, strict=True)
@@ -81,7 +82,7 @@ class CompiledModel(GemmaModel):
         except LibraryError as error:
             self._give_up(error)
             return None
-        return Judged(*judged[0] if len(parts) == 1 else map(torch.cat, zip(*judged, strict=True)))
+        return Judged(*map(torch.cat, zip(*judged, strict=True)))
 
     def renoise(
         self, p: Tensor, accepted: Tensor, seeds: Sequence[int], canvas: int, step: int
@@ -108,7 +109,7 @@ class CompiledModel(GemmaModel):
         names = [causal_program(sum(group.lengths), is_whole) for group in groups]
         if (
             not (reading.causal and isinstance(cache, FlatCache))
-            or not ({*names} <= {*self._programs} and max(reading.lengths) <= MOST_TOKENS)
+            or not ({*names} <= self._programs.keys() and max(reading.lengths) <= MOST_TOKENS)
             or (is_whole and len(reading.rows) > 1)
         ):
             return super()._run(x, reading, cache, is_whole)

@@ -6,6 +6,7 @@ makes them: 80 us a pass where torch takes 150 (embedded refiner, one token).
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ class FlatCache(Cache):
 
     def packed(self, reading: Reading, kind: LayerKind) -> "Packed":
         """Where T tokens of a causal pass stand, the rows' one after another without padding."""
+        if len(reading.rows) == 1:
+            return self._packed_row(reading.rows[0], reading.starts[0], reading.lengths[0], kind)
         rows, starts, lengths = np.array((reading.rows, reading.starts, reading.lengths))
         seen = np.minimum(starts, self._window - 1) if kind == "sliding" else starts
         row, position = _laid_out(rows, starts, lengths)
@@ -69,6 +72,24 @@ class FlatCache(Cache):
             written=torch.from_numpy(self._flat(row, position, kind)),
         )
 
+    def _packed_row(self, row: int, start: int, length: int, kind: LayerKind) -> "Packed":
+        """As `packed`, of one row: in a third of the time, which counts with every token."""
+        window = self._window if kind == "sliding" else start + length + 1
+        first = max(0, start - window + 1)
+        earlier = np.arange(first, first + _padded(start - first))
+        mask = np.zeros((1, length, len(earlier)), np.float32)
+        mask[..., start - first :] = _HIDDEN
+        if first + window <= start + length - 1:  # the last token does not see the first
+            tokens = np.arange(start, start + length)[:, None]
+            mask[0, earlier <= tokens - window] = _HIDDEN
+        slots, before = self._slots[kind], row * (self._slots[kind] + 1)
+        return Packed(
+            slots=torch.from_numpy(earlier % slots + before)[None],
+            mask=torch.from_numpy(mask),
+            own_mask=_own_mask(length, min(window, length)),
+            written=torch.from_numpy(np.arange(start, start + length) % slots + before),
+        )
+
     def _flat(
         self, rows: NDArray[np.int64], positions: NDArray[np.int64], kind: LayerKind
     ) -> NDArray[np.int64]:
@@ -88,6 +109,14 @@ class Packed:
     written: Tensor
 
 
+@lru_cache(maxsize=512)
+def _own_mask(tokens: int, window: int) -> Tensor:
+    """Additive, [T, T]: a token sees itself and those before it within the window."""
+    distance = np.arange(tokens)[:, None] - np.arange(tokens)
+    with torch.inference_mode(False):
+        return torch.from_numpy(((distance < 0) | (distance >= window)) * _HIDDEN)
+
+
 def _padded(count: int) -> int:
     return max(1, -(-count // PADDING)) * PADDING
 
@@ -96,8 +125,5 @@ def _laid_out(
     rows: NDArray[np.int64], starts: NDArray[np.int64], lengths: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Row and position of every token, one row's after another's."""
-    if len(rows) == 1:
-        position = np.arange(starts[0], starts[0] + lengths[0])
-        return np.full(len(position), rows[0]), position
     before = lengths.cumsum() - lengths
     return rows.repeat(lengths), np.arange(lengths.sum()) + (starts - before).repeat(lengths)

@@ -14,7 +14,7 @@ from hybrid.deadline import Deadline
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.drafters.noise import CounterNoise, Draw
 from hybrid.errors import CapabilityError
-from hybrid.gemma.cache import Cache
+from hybrid.gemma.cache import Cache, Reading
 from hybrid.gemma.compiled import CompiledModel, load_small
 from hybrid.gemma.compiler import compile_program, program_names, require_compiler
 from hybrid.gemma.flat_cache import FlatCache
@@ -324,6 +324,24 @@ def test_places_of_a_flat_cache_name_its_slots(make_causal: Make) -> None:
             expected = [2 * size + position % (size - 1) for position in range(first, length)]
             assert seen.tolist() == expected
         cache.clear(2)
+
+
+def test_a_row_alone_is_packed_as_among_others(make_causal: Make) -> None:
+    model = load_model(make_causal(**FEW_LAYERS)[1])
+    cache = FlatCache(model.config, 3, 100, 8, model.device, model.dtype)
+    for start, length in ((0, 1), (0, 30), (3, 1), (11, 2), (12, 13), (70, 1), (70, 20)):
+        for kind in ("full", "sliding"):
+            alone = cache.packed(Reading((2,), (start,), (length,), length, True), cast(Any, kind))
+            with_none = Reading((2, 0), (start, 0), (length, 0), length, True)
+            among = cache.packed(with_none, cast(Any, kind))
+            assert torch.equal(alone.written, among.written)
+            assert torch.equal(alone.own_mask, among.own_mask)
+            for token in range(length):
+                ours, others = (
+                    sorted(packed.slots[0, packed.mask[0, token] == 0].tolist())
+                    for packed in (alone, among)
+                )
+                assert ours == others
 
 
 def test_what_is_compiled_takes_part_in_the_key_of_measured_costs(tmp_path: Path) -> None:
