@@ -97,7 +97,9 @@ def assert_alike(one: Sequence[Judged], other: Sequence[Judged]) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("rows", [[0], [3], [0, 1], [4, 2, 0], [0, 1, 2, 3, 4], [8, 1, 0, 5, 2, 6]])
+@pytest.mark.parametrize(
+    "rows", [[0], [3], [0, 1], [4, 2, 0], [0, 1, 2, 3, 4], [8, 1, 0, 5, 2, 6, 3, 7, 4]]
+)
 @torch.inference_mode()
 def test_rows_anywhere_are_judged_the_same(diffusion: Both, rows: list[int]) -> None:
     outcomes = []
