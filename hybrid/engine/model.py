@@ -72,7 +72,10 @@ class EngineModel:
         if self.device.type == "cuda":
             size = size.in_stock()
         free = self._free.setdefault(size, [])
-        rooms = free.pop() if free else self._new_rooms(size)
+        try:
+            rooms = free.pop()
+        except IndexError:  # looked for first, the last might go to another thread
+            rooms = self._new_rooms(size)
         cache = rooms.new_cache()
         self._used[cache] = rooms
         finalize(cache, free.append, rooms)
