@@ -67,7 +67,7 @@ class Row:
 
     @property
     def imposed_ids(self) -> Tensor | None:
-        """Int64 [C]: tokens that places hold for certain, `FREE` elsewhere; None if all are."""
+        """Int64 [C]: tokens that places hold for certain, `FREE` elsewhere; None if none do."""
         if self.is_blank is None or self.fixed_ids is None:
             return None
         return torch.where(self.is_blank, FREE, self.fixed_ids)

@@ -123,7 +123,7 @@ def _settings(rows: Sequence[Row], like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _imposed_ids(rows: Sequence[Row]) -> Tensor | None:
-    """Tokens that places hold for certain, int64 [R, C], and `FREE` elsewhere; None if all are."""
+    """Tokens that places hold for certain, int64 [R, C], and `FREE` elsewhere; None if none do."""
     given = [row.imposed_ids for row in rows]
     if all(one is None for one in given):
         return None

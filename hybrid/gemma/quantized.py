@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from hybrid.gemma.checkpoint import FLOATS, Checkpoint
-from hybrid.gemma.fields import Fields
+from hybrid.gemma.fields import LARGEST, Fields
 from hybrid.kernels.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, dequantize_torch
 
 Convention = Literal["plain", "modelopt", "compressed-tensors"]
-_MOST = torch.finfo(torch.float32).max
 ACTIVATION_SCALES = ("input_scale", "input_global_scale", ".k_scale", ".v_scale")
 
 
@@ -125,8 +124,8 @@ class MatrixReader:
     def _factor(self, name: str, divides: bool) -> Tensor:
         factor = self._checkpoint.read(name).reshape(())
         number = factor.item()
-        if not 0 < number <= _MOST or 1 / number > _MOST:
+        if not 0 < number <= LARGEST or 1 / number > LARGEST:
             raise self._checkpoint.error(name, f"{number} is not above zero and finite")
-        if (1 / number if divides else number) * E2M1_MAX * E4M3_MAX > _MOST:
+        if (1 / number if divides else number) * E2M1_MAX * E4M3_MAX > LARGEST:
             raise self._checkpoint.error(name, f"{number} makes numbers that are not finite")
         return factor

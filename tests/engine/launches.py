@@ -46,6 +46,7 @@ def main() -> None:
                 continue
             with recording(architecture) as launches:
                 for work in _work(model):
+                    assert launches, f"{work} launches nothing"
                     unknown = {
                         launch.kernel.__name__
                         for launch in launches
