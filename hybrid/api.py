@@ -6,6 +6,7 @@ drafter's denoising steps; each has the answer that its seed would have had alon
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 from threading import Event as Flag
 from threading import Lock
@@ -99,6 +100,16 @@ class Hybrid:
         """The policy in force."""
         given = self._policy
         return given.current() if isinstance(given, WatchedPolicy) else given
+
+    def under(self, policy: Policy | WatchedPolicy) -> Self:
+        """The same models under another policy; raises RequestError if it names others."""
+        named = policy.current() if isinstance(policy, WatchedPolicy) else policy
+        if named.models != self.policy.models:
+            allowed = f"a policy with the models of {self.policy.name}"
+            raise RequestError("policy", named.name, allowed)
+        other = copy(self)
+        other._policy = policy
+        return other
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result:
         """The answer to a prompt, a conversation or a Request."""

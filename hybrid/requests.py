@@ -13,7 +13,16 @@ from typing import TypedDict, cast, get_args
 from hybrid.checks import read_check
 from hybrid.deadline import parse_duration
 from hybrid.errors import RequestError, did_you_mean
-from hybrid.types import MAX_STEPS, Check, Message, Overrides, RefineMode, Request, Role
+from hybrid.types import (
+    MAX_STEPS,
+    Check,
+    Effort,
+    Message,
+    Overrides,
+    RefineMode,
+    Request,
+    Role,
+)
 
 Prompt = str | Sequence[Message | Mapping[str, str]] | Request
 
@@ -23,6 +32,8 @@ class Options(TypedDict, total=False):
 
     task: str | None
     budget: str | timedelta | None
+    timeout: str | timedelta | None  # an upper bound of the budget that the policy gives
+    effort: str | None  # a level of the policy's `effort`
     max_new_tokens: int | None
     infill: str | None
     seed: int | None
@@ -34,6 +45,7 @@ class Options(TypedDict, total=False):
     stability_threshold: int | None
     confidence_threshold: float | None
     refine: str | None
+    temperature: float | None  # multiplies the draft's temperatures; the refiner's own
     checks: Sequence[object]  # see hybrid.checks.read_check
 
 
@@ -51,7 +63,9 @@ def make_request(prompt: Prompt, options: Options) -> Request:
         prompt=_check_prompt(prompt) if isinstance(prompt, str) else "",
         messages=() if isinstance(prompt, str) else _messages(prompt),
         task=_text("task", options.get("task")),
-        budget_s=_budget(options.get("budget")),
+        budget_s=_duration("budget", options.get("budget")),
+        timeout_s=_duration("timeout", options.get("timeout")),
+        effort=_effort(options.get("effort")),
         max_new_tokens=_whole("max_new_tokens", options.get("max_new_tokens"), least=1),
         infill=_text("infill", options.get("infill")),
         seed=_whole("seed", options.get("seed"), least=0, most=2**63 - 1),
@@ -68,6 +82,7 @@ def make_request(prompt: Prompt, options: Options) -> Request:
                 "confidence_threshold", options.get("confidence_threshold")
             ),
             refine_mode=_refine_mode(options.get("refine")),
+            temperature=_number("temperature", options.get("temperature")),
         ),
     )
 
@@ -141,14 +156,23 @@ def _message(turn: Mapping[str, str]) -> Message:
     raise RequestError("messages", turn, f"give a role {get_args(Role)} and a content")
 
 
-def _budget(budget: str | timedelta | None) -> float | None:
-    if budget is None:
+def _duration(field: str, duration: str | timedelta | None) -> float | None:
+    if duration is None:
         return None
-    if isinstance(budget, timedelta):
-        budget = f"{budget.total_seconds()}s"
-    if not isinstance(budget, str):
-        raise RequestError("budget", budget, "write a duration with a unit: 500ms, 2s")
-    return parse_duration(budget)
+    if isinstance(duration, timedelta):
+        duration = f"{duration.total_seconds():.9f}s"
+    if not isinstance(duration, str):
+        raise RequestError(field, duration, "write a duration with a unit: 500ms, 2s")
+    return parse_duration(duration, field)
+
+
+def _effort(effort: str | None) -> Effort | None:
+    if effort is None:
+        return None
+    if effort not in get_args(Effort):
+        hint = did_you_mean(str(effort), get_args(Effort))
+        raise RequestError("effort", effort, f"one of {', '.join(get_args(Effort))}{hint}")
+    return cast(Effort, effort)
 
 
 def _steps(options: Options) -> int | None:

@@ -15,6 +15,7 @@ RefineMode = Literal[
 ]
 Guarantee = Literal["none", "draft", "guarded", "ar_or_draft", "lossless"]
 Scorer = Literal["refiner", "self", "entropy"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]  # OpenAI's reasoning_effort
 DEFAULT_TOKEN_LOGPROB = -4.0  # cascade's threshold where neither is given
 # How a GPU multiplies with NVFP4 weights: by activations as they are, or rounded to NVFP4 too.
 Activations = Literal["float", "nvfp4"]
@@ -32,7 +33,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What one request insists on; None leaves the choice to the policy."""
+    """What one request insists on; None leaves the choice to the policy.
+
+    `temperature` multiplies the draft's temperatures and is the refiner's own.
+    """
 
     max_denoising_steps: int | None = None
     entropy_bound: float | None = None
@@ -41,6 +45,7 @@ class Overrides:
     stability_threshold: int | None = None
     confidence_threshold: float | None = None
     refine_mode: RefineMode | None = None
+    temperature: float | None = None
 
 
 @runtime_checkable
@@ -76,7 +81,8 @@ class Request:
 
     `infill` is a template of the answer with blanks written `<blank:N>` (N tokens); its other text
     is kept word for word. `seed` None draws one, which the result names. `checks` are what the
-    answer must satisfy.
+    answer must satisfy. `effort` asks for the budget that the policy gives that level, and
+    `timeout_s` is an upper bound of the budget, whoever sets it.
     """
 
     prompt: str = ""
@@ -88,6 +94,8 @@ class Request:
     seed: int | None = None
     overrides: Overrides = Overrides()
     checks: tuple[Check, ...] = ()
+    effort: Effort | None = None
+    timeout_s: float | None = None
 
     @property
     def conversation(self) -> tuple[Message, ...]:

@@ -19,7 +19,7 @@ from pydantic import (
 
 from hybrid.deadline import parse_duration
 from hybrid.errors import RequestError
-from hybrid.types import MAX_STEPS, Activations, RefineMode, Scorer, SignalValue
+from hybrid.types import MAX_STEPS, Activations, Effort, RefineMode, Scorer, SignalValue
 
 STEPS, STEPS_ALIAS = "max_denoising_steps", "num_diffusion_steps"
 _STEPS_HELP = f"a number of steps from 1 to {MAX_STEPS}, a list of them, or {{from: 8, to: 10}}"
@@ -348,6 +348,11 @@ class Policy(Section):
     defaults: DefaultsSection = DefaultsSection()
     tasks: dict[str, TaskSection] = Field(default={}, description="Kinds of requests by name.")
     rules: list[RuleSection] = Field(default=[], description="Exceptions; the first match wins.")
+    effort: dict[Effort, Duration] = Field(
+        default={},
+        exclude_if=lambda value: not value,  # the digest of a policy without it stays as it was
+        description="Budgets of requests that ask for a reasoning_effort instead of a duration.",
+    )
     on_deadline: Literal["return_draft", "fail"] = Field(
         default="return_draft", description="At the deadline: the best answer so far, or an error."
     )

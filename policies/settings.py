@@ -1,7 +1,7 @@
 """What a policy leaves open for one request: defaults, task, rule and request in layers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hybrid.errors import RequestError
@@ -19,6 +19,7 @@ from hybrid.types import (
 )
 
 _DEFAULT_STEPS = (16,)
+_COLDEST = 1e-3  # a draft at temperature 0: logits are divided by it
 _KEEPS_FIXED_TEXT: tuple[RefineMode, ...] = ("none", "score")
 
 
@@ -46,10 +47,11 @@ def resolve(
     `said` is a rule for this request alone, in place of the policy's rules.
     """
     defaults, task = policy.defaults, policy.tasks.get(signals.task or "")
-    budget = _first(request.budget_s, task and task.budget, defaults.budget)
+    asked = _first(request.budget_s, request.effort and policy.effort.get(request.effort))
+    budget = _at_most(_first(asked, task and task.budget, defaults.budget), request.timeout_s)
     rule = said or next((r for r in policy.rules if _matches(r, signals, budget)), None)
-    if request.budget_s is None and rule and rule.budget:
-        budget = rule.budget
+    if asked is None and rule and rule.budget:
+        budget = _at_most(rule.budget, request.timeout_s)
     layers = [section for section in (rule, task, defaults) if section]
     drafts, refines = [la.draft for la in layers], [la.refine for la in layers]
     overrides = request.overrides
@@ -64,7 +66,7 @@ def resolve(
         steps=() if modes == ("generate",) else steps,
         sampler=_sampler(overrides, drafts),
         modes=modes,
-        refine=_refine_params(refines, policy),
+        refine=_refine_params(overrides, refines, policy),
         decided_by=decided_by,
     )
 
@@ -79,10 +81,15 @@ def _sampler(overrides: Overrides, drafts: Sequence[DraftSection]) -> DraftParam
         named = "t_min" if overrides.t_min is not None else "t_max"
         allowed = f"t_min {sampler.t_min:g} would be above t_max {sampler.t_max:g}"
         raise RequestError(named, getattr(overrides, named), allowed)
+    if overrides.temperature is not None:
+        low, high = (
+            max(_COLDEST, overrides.temperature * t) for t in (sampler.t_min, sampler.t_max)
+        )
+        return replace(sampler, t_min=low, t_max=high)
     return sampler
 
 
-def _refine_params(refines: list[Any], policy: Policy) -> RefineParams:
+def _refine_params(overrides: Overrides, refines: list[Any], policy: Policy) -> RefineParams:
     mean = _first(*(r.min_mean_logprob for r in refines))
     token = _first(*(r.min_token_logprob for r in refines))
     if mean is None and token is None:
@@ -92,6 +99,8 @@ def _refine_params(refines: list[Any], policy: Policy) -> RefineParams:
         scorer = "self" if policy.models.refiner is None else "refiner"
     names = ("drafts", "repair_with", "guide_every", "temperature")
     given = {name: _first(*(getattr(r, name) for r in refines)) for name in names}
+    if overrides.temperature is not None:
+        given["temperature"] = overrides.temperature
     others = {name: value for name, value in given.items() if value is not None}
     return RefineParams("none", scorer, mean, token, **others)
 
@@ -148,6 +157,11 @@ def _within(bounds: Any, value: float | None) -> bool:
         return False
     above = bounds.above is None or value > bounds.above
     return above and (bounds.below is None or value < bounds.below)
+
+
+def _at_most(budget: float | None, timeout: float | None) -> float | None:
+    """The shorter of two durations, None being endless."""
+    return min((given for given in (budget, timeout) if given is not None), default=None)
 
 
 def _first(*values: Any) -> Any:

@@ -60,6 +60,17 @@ def test_a_watched_policy_is_in_force_from_the_next_request_on(tmp_path: Path) -
     assert hybrid.generate("say it").plan.label == "12 steps"
 
 
+def test_the_same_models_answer_under_another_policy() -> None:
+    hybrid = make_hybrid()
+    other = hybrid.under(
+        parse_policy("version: 1\ndefaults: {draft: {max_denoising_steps: 9}}", "o")
+    )
+    assert other.generate("say it").plan.label == "9 steps"
+    assert hybrid.generate("say it").plan.label == "4 steps"
+    with pytest.raises(RequestError, match="a policy with the models of test"):
+        hybrid.under(parse_policy("version: 1\nmodels: {refiner: null}\n", "smaller"))
+
+
 def test_only_a_file_can_be_watched(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     file.write_text("version: 1\ndescription: mine\n")

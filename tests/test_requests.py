@@ -30,6 +30,9 @@ def test_every_option_arrives() -> None:
             "stability_threshold": 0,
             "confidence_threshold": 0.01,
             "refine": "verify",
+            "temperature": 0.7,
+            "effort": "low",
+            "timeout": "2s",
         },
     )
     assert request == Request(
@@ -39,7 +42,9 @@ def test_every_option_arrives() -> None:
         max_new_tokens=12,
         infill="a <blank:1>",
         seed=3,
-        overrides=Overrides(8, 0.2, 0.1, 1.0, 0, 0.01, "verify"),
+        overrides=Overrides(8, 0.2, 0.1, 1.0, 0, 0.01, "verify", 0.7),
+        effort="low",
+        timeout_s=2.0,
     )
 
 

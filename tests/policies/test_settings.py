@@ -251,3 +251,32 @@ def test_a_rule_may_ask_for_signals_of_the_applications_own() -> None:
     assert decided_by(customer="gold", retries=2, more=1) == "rule 'gold'"
     assert decided_by(customer="gold") == decided_by(customer="tin", retries=2) == "defaults"
     assert decided_by() == "defaults"
+
+
+def test_an_effort_is_the_budget_that_the_policy_gives_it() -> None:
+    policy = (
+        "version: 1\ndefaults: {budget: 2s}\neffort: {low: 100ms, high: 9s}\n"
+        "rules: [{name: short, when: {budget: {below: 200ms}}, draft: {max_denoising_steps: 3}}]\n"
+    )
+    assert settle(None, policy=policy, effort="low").budget_s == 0.1
+    assert settle(None, policy=policy, effort="low").decided_by == "rule 'short'"
+    assert settle(None, policy=policy, effort="high").budget_s == 9.0
+    assert settle(None, policy=policy, effort="medium").budget_s == 2.0
+    assert settle(None, policy=policy, effort="low", budget="3s").budget_s == 3.0
+
+
+def test_a_timeout_bounds_every_budget_from_above() -> None:
+    assert settle("code", timeout="500ms").budget_s == 0.5
+    assert settle("code", timeout="60s").budget_s == 5.0
+    assert settle("code", prompt_tokens=2000, timeout="8s").budget_s == 8.0
+    assert settle("code", budget="3s", timeout="1s").budget_s == 1.0
+    assert settle(None, policy="version: 1\n", timeout="4s").budget_s == 4.0
+
+
+def test_a_temperature_scales_the_draft_and_is_the_refiners() -> None:
+    settings = settle(None, policy="version: 1\n", temperature=0.5)
+    assert (settings.sampler.t_min, settings.sampler.t_max) == (0.2, 0.4)
+    assert settings.refine.temperature == 0.5
+    cold = settle(None, policy="version: 1\n", temperature=0)
+    assert 0 < cold.sampler.t_min == cold.sampler.t_max < 0.01
+    assert cold.refine.temperature == 0.0
