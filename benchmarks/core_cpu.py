@@ -44,9 +44,9 @@ from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.drafters.noise import CounterNoise, Draw
 from hybrid.embedded import PairRole, weights_path
 from hybrid.embedded.tasks import TASKS, evaluation_set
-from hybrid.gemma.compiled import CompiledModel
-from hybrid.gemma.model import load_model
-from hybrid.gemma.twin import load_twin
+from hybrid.gemma.compiled.model import CompiledModel
+from hybrid.gemma.model.gemma import load_model
+from hybrid.gemma.reference.huggingface import load_hf_reference
 from hybrid.policies.measurements import hardware
 from hybrid.protocols import DraftJob
 from hybrid.refiners.gemma import GemmaRefiner
@@ -140,7 +140,7 @@ class Drafting:
             load_model(folder), compiled.tokenizer, default_params=compiled.default_params
         )
         self._drafter, self._kinds = compiled, {"eager": eager, "compiled": compiled}
-        self._twin = load_twin(folder)
+        self._twin = load_hf_reference(folder)
         self._twin.set_experts_implementation("grouped_mm")  # its default, and its fastest here
         self._config = DiffusionGemmaGenerationConfig.from_pretrained(folder)
 
@@ -233,7 +233,7 @@ class Writing:
             raise SystemExit("the refiner's compiled passes cannot be used")
         eager = GemmaRefiner(load_model(folder), self._refiner.tokenizer)
         self._kinds = {"eager": eager, "compiled": self._refiner}
-        self._twin = load_twin(folder)
+        self._twin = load_hf_reference(folder)
 
     def native(self, kind: str) -> Side:
         """The native refiner."""

@@ -10,7 +10,7 @@ from gpu_timing import timed_ms
 from hybrid.engine.canvases import Canvases, Start
 from hybrid.engine.model import EngineModel
 from hybrid.engine.rooms import Rooms
-from hybrid.gemma.cache import Cache
+from hybrid.gemma.model.cache import Cache
 from hybrid.kernels.accept import FREE
 
 STEPS = (8, 16, 24, 48)

@@ -25,8 +25,8 @@ from rich.table import Table
 from hybrid.deadline import Deadline
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.embedded import weights_path
-from hybrid.embedded.evaluate import CANVAS_LENGTH, draft_all, wilson
 from hybrid.embedded.tasks import TASKS, Instance, check, evaluation_set
+from hybrid.experiments.statistics import proportion_interval
 from hybrid.policies.measurements import hardware
 from hybrid.protocols import DraftJob
 from hybrid.refiners.assignment import Assignment, Clamp
@@ -35,7 +35,7 @@ from hybrid.refiners.guide import RefinerGuide
 from hybrid.refiners.refine import refine, write_alone
 from hybrid.types import DEFAULT_TOKEN_LOGPROB, Draft, DraftParams, RefineParams, Request
 
-STEPS = 16
+STEPS, CANVAS_LENGTH = 16, 32
 QUICK, QUICK_STEPS = "cascade, quick", {"code": 6, "reason": 2}  # the fastest on other prompts
 MODES: Mapping[str, RefineParams] = {
     "best_of, self": RefineParams("best_of", "self"),
@@ -107,7 +107,7 @@ def benchmark(*, items: int = 100, out: Path | None = None) -> None:
     quickly: list[Answer] = []
     for task in track(TASKS, "tasks"):
         instances = evaluation_set(task, items)
-        draft_all(drafter, instances[:1], STEPS)
+        draft_each(drafter, instances[:1], STEPS)  # the first call is slower
         drafts, first = draft_each(drafter, instances, STEPS)
         steps = QUICK_STEPS.get(task, 1)
         quick, first_quick = draft_each(drafter, instances, steps, self_score=False)
@@ -259,7 +259,7 @@ def summarise(
 ) -> Row:
     """One row of the table."""
     count = len(refined)
-    low, high = wilson(sum(a.right for a in refined), count)
+    low, high = proportion_interval(sum(a.right for a in refined), count)
     before = list(zip(drafted, refined, strict=True))
     drafting = 0.0 if mode == "guide" else 1.0  # a guided draft takes the first one's place
     both = [1e3 * (drafting * a.seconds + b.seconds) for a, b in before]

@@ -18,7 +18,7 @@ from hybrid.drafters.sampling import sampling_of
 from hybrid.engine.canvases import Canvases, Start
 from hybrid.engine.model import EngineModel
 from hybrid.engine.snapshots import Snapshot, Snapshots
-from hybrid.gemma.cache import Cache
+from hybrid.gemma.model.cache import Cache
 from hybrid.kernels.accept import FREE
 
 

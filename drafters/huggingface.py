@@ -14,8 +14,8 @@ from torch import Tensor
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter, read_params
 from hybrid.errors import CheckpointError
 from hybrid.gemma.config import GemmaConfig
+from hybrid.gemma.reference.huggingface import load_hf_reference, require_float
 from hybrid.gemma.tokenizer import ChatTokenizer
-from hybrid.gemma.twin import load_twin, require_float
 from hybrid.types import Activations
 
 
@@ -31,7 +31,7 @@ class HuggingFaceDrafter(DiffusionGemmaDrafter):
         config = GemmaConfig.from_directory(path)
         if not config.canvas_length:
             raise CheckpointError(str(path), "not a drafter: the model has no canvas")
-        model = TransformersModel(load_twin(path, device), config)
+        model = TransformersModel(load_hf_reference(path, device), config)
         tokenizer = ChatTokenizer.from_directory(path)
         return cls(model, tokenizer, default_params=read_params(Path(path)))
 

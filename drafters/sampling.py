@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hybrid.drafters.noise import CounterNoise, Noise
 from hybrid.drafters.row import Row
-from hybrid.gemma.compiled import CompiledModel
+from hybrid.gemma.compiled.model import CompiledModel
 from hybrid.kernels.accept import FREE
 from hybrid.kernels.judge import Judged, judge_torch
 from hybrid.kernels.noise import signed
@@ -20,7 +20,7 @@ _NEVER = -1e4  # as a logit: finite, so that an entropy of it is
 
 
 class DenoisingModel(Protocol):
-    """What a step needs of a model; `hybrid.gemma.model.GemmaModel` has it."""
+    """What a step needs of a model; `hybrid.gemma.model.gemma.GemmaModel` has it."""
 
     def denoise(
         self, canvas_ids: Tensor, soft_embedding: Tensor | None, cache: Any, rows: Any

@@ -21,7 +21,7 @@ _PURPOSE = 2  # of the random numbers; drafters use 0 and 1
 
 
 class CausalModel(Protocol):
-    """What a session needs of a model; `hybrid.gemma.model.GemmaModel` has it."""
+    """What a session needs of a model; `hybrid.gemma.model.gemma.GemmaModel` has it."""
 
     config: Any
     device: torch.device

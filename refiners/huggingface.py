@@ -16,8 +16,8 @@ from torch import Tensor
 from hybrid.errors import CheckpointError
 from hybrid.gemma.config import read_end_token_ids
 from hybrid.gemma.fields import Fields
+from hybrid.gemma.reference.huggingface import CLASSES, load_hf_reference, placement, require_float
 from hybrid.gemma.tokenizer import ChatTokenizer
-from hybrid.gemma.twin import CLASSES, load_twin, placement, require_float
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.types import Activations
 
@@ -98,7 +98,7 @@ def _load(folder: Path, device: str) -> Any:
 
     name = next(iter(Fields.read(folder / "config.json").values.get("architectures") or [""]))
     if name in CLASSES and "Diffusion" not in name:
-        return load_twin(folder, device)  # which also reads quantised weights
+        return load_hf_reference(folder, device)  # which also reads quantised weights
     if not name.startswith(_FAMILY) or not hasattr(transformers, name):
         expected = "a Gemma 4 that transformers knows, such as Gemma4ForConditionalGeneration"
         raise CheckpointError(str(folder), f"architecture {name!r}: expected {expected}")

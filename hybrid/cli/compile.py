@@ -25,7 +25,7 @@ from hybrid.protocols import DraftJob
 from hybrid.types import DraftParams, Request
 
 if TYPE_CHECKING:
-    from hybrid.gemma.model import GemmaModel
+    from hybrid.gemma.model.gemma import GemmaModel
 
 _ROUNDS = 30
 
@@ -44,15 +44,15 @@ def compile_models(policy: str = "balanced", /) -> None:
     chosen = load_policy(policy)
 
     from hybrid.backends import find_model
-    from hybrid.gemma.compiled import load_small
-    from hybrid.gemma.compiler import (
+    from hybrid.gemma.compiled.compiler import (
         compile_program,
         program_names,
         require_compiler,
         require_small,
     )
+    from hybrid.gemma.compiled.model import load_small
     from hybrid.gemma.config import GemmaConfig
-    from hybrid.gemma.model import load_model
+    from hybrid.gemma.model.gemma import load_model
 
     require_compiler()
     choices = {"drafter": chosen.models.drafter, "refiner": chosen.models.refiner}

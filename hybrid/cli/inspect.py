@@ -105,10 +105,10 @@ def inspect(folder: str, /, *, as_json: Annotated[Flag, Parameter(name="--json")
 def inspect_folder(folder: Path) -> Inspection:
     """Read configuration and headers; CheckpointError for a folder that they show not to load."""
     from hybrid.engine.memory import plan_memory
-    from hybrid.gemma.checkpoint import Checkpoint
+    from hybrid.gemma.checkpoint.mapping import map_tensors
+    from hybrid.gemma.checkpoint.nvfp4 import read_convention
+    from hybrid.gemma.checkpoint.tensors import Checkpoint
     from hybrid.gemma.config import GemmaConfig
-    from hybrid.gemma.mapping import map_tensors
-    from hybrid.gemma.quantized import read_convention
 
     config = GemmaConfig.from_directory(folder)
     kinds = [layer.kind for layer in config.layers]

@@ -30,7 +30,7 @@ def quantize(
     only
         What becomes 4-bit: the experts, also the dense feed-forward networks, or also attention.
     """
-    from hybrid.gemma.quantize import Job, Quantizer
+    from hybrid.gemma.checkpoint.quantize import Job, Quantizer
 
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
     progress = Progress(*columns, console=Terminal(stderr=True), transient=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-EVALUATION = Path(__file__).parent / "evaluation.json"  # what `hybrid.embedded.evaluate` measured
+EVALUATION = Path(__file__).parent / "evaluation.json"  # what `training.evaluate` measured
 PairRole = Literal["drafter", "refiner"]
 
 

@@ -13,12 +13,12 @@ from hybrid.engine.memory import require_host_memory, require_memory
 from hybrid.engine.model import EngineModel
 from hybrid.engine.reading import read_weights
 from hybrid.errors import CapabilityError
-from hybrid.gemma.checkpoint import Checkpoint
-from hybrid.gemma.compiled import load_small
+from hybrid.gemma.checkpoint.mapping import map_tensors
+from hybrid.gemma.checkpoint.nvfp4 import read_convention
+from hybrid.gemma.checkpoint.tensors import Checkpoint
+from hybrid.gemma.compiled.model import load_small
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.mapping import map_tensors
-from hybrid.gemma.model import GemmaModel, load_model
-from hybrid.gemma.quantized import read_convention
+from hybrid.gemma.model.gemma import GemmaModel, load_model
 from hybrid.gemma.threads import SMALL_HIDDEN_SIZE
 from hybrid.kernels.launch import OLDEST_MAJOR, architecture
 from hybrid.kernels.native import NATIVE_ARCHITECTURES

@@ -13,12 +13,12 @@ import torch
 from hybrid.engine.host import free_memory
 from hybrid.engine.rooms import RoomSize
 from hybrid.errors import CapabilityError
-from hybrid.gemma.cache import LEAST_SPARE, slots_by_kind
-from hybrid.gemma.checkpoint import Checkpoint
+from hybrid.gemma.checkpoint.nvfp4 import ACTIVATION_SCALES
+from hybrid.gemma.checkpoint.stack_reader import TOWERS
+from hybrid.gemma.checkpoint.tensors import Checkpoint
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.quantized import ACTIVATION_SCALES
-from hybrid.gemma.reader import TOWERS
-from hybrid.gemma.weights import FEW_EXPERTS
+from hybrid.gemma.model.cache import MIN_ROLLBACK_TOKENS, slots_by_kind
+from hybrid.gemma.model.weights import FEW_EXPERTS
 from hybrid.kernels.nvfp4 import BLOCK, TILE_COLUMNS, TILE_ROWS
 
 USUAL_CONTEXT = 4096
@@ -111,7 +111,7 @@ def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
 
 def row_bytes(config: GemmaConfig, context: int, dtype: torch.dtype) -> int:
     """Bytes of the keys and values of one row."""
-    spare = max(config.canvas_length, LEAST_SPARE)
+    spare = max(config.canvas_length, MIN_ROLLBACK_TOKENS)
     size = RoomSize(1, context, spare).in_stock()
     slots = slots_by_kind(config, size.capacity, size.spare)
     numbers = sum(
@@ -126,7 +126,7 @@ def work_bytes(config: GemmaConfig, rows: int, dtype: torch.dtype) -> int:
 
     The largest parts are the logits, the sums that make soft embeddings, and the experts' rows.
     """
-    tokens = rows * max(config.canvas_length, LEAST_SPARE)
+    tokens = rows * max(config.canvas_length, MIN_ROLLBACK_TOKENS)
     assigned = config.top_k_experts * (config.moe_intermediate_size + config.hidden_size)
     wide = 8 * config.hidden_size  # float32 sums of the vocabulary's shares
     numbers = config.vocab_size + assigned + 8 * config.hidden_size

@@ -1,4 +1,4 @@
-"""A Gemma 4 text model on packed weights: what `hybrid.gemma.model.GemmaModel` does, for a GPU.
+"""A Gemma 4 text model on packed weights: `GemmaModel` of hybrid/gemma/model, for a GPU.
 
 The layers are a dozen fused operations each. Norms are computed where their input is made: the
 residual steps hand every branch its normalised input, so no activation is read twice.
@@ -18,8 +18,8 @@ from hybrid.engine.passes import Pass, Places, rope_of
 from hybrid.engine.rooms import Rooms, RoomSize
 from hybrid.engine.weights import EngineWeights, FeedForwardWeights, LayerWeights
 from hybrid.errors import CapabilityError
-from hybrid.gemma.cache import LEAST_SPARE, Cache, Reading, whole_numbers
 from hybrid.gemma.config import GemmaConfig
+from hybrid.gemma.model.cache import MIN_ROLLBACK_TOKENS, Cache, Reading, whole_numbers
 from hybrid.kernels.attention import cached_attention
 from hybrid.kernels.experts import experts
 from hybrid.kernels.head import head, head_scores
@@ -65,7 +65,7 @@ class EngineModel:
         CapabilityError if the device has no room for it.
         """
         if spare is None:
-            spare = max(self.config.canvas_length, LEAST_SPARE)
+            spare = max(self.config.canvas_length, MIN_ROLLBACK_TOKENS)
         if min(batch_size, capacity, spare) < 1:
             raise ValueError(f"{batch_size=}, {capacity=} and {spare=} must all be above zero")
         size = RoomSize(batch_size, capacity, spare)

@@ -74,7 +74,7 @@ class _Random:
             query_key_value=self.matrix("attention", queries + keys, hidden),
             query_norm=self.norm(head_dim) * head_dim**-0.5,
             key_norm=self.norm(head_dim),
-            output=self.multiplied(self.matrix("attention", hidden, queries)),
+            output=self.gemm_weight(self.matrix("attention", hidden, queries)),
             post_norm=self.norm(hidden),
         )
         gate_up, down = self.dense("mlp", hidden)
@@ -100,7 +100,7 @@ class _Random:
     def dense(self, part: str, hidden: int) -> tuple[Matrix, Matrix]:
         inner = self.config.intermediate_size
         shapes = (2 * inner, hidden), (hidden, inner)
-        gate_up, down = (self.multiplied(self.matrix(part, *shape)) for shape in shapes)
+        gate_up, down = (self.gemm_weight(self.matrix(part, *shape)) for shape in shapes)
         return gate_up, down
 
     def matrix(self, part: str, rows: int, columns: int) -> HeadMatrix:
@@ -108,7 +108,7 @@ class _Random:
             return self.packed_matrix(rows, columns)
         return self.plain(1, rows, columns)[0]
 
-    def multiplied(self, matrix: HeadMatrix) -> Matrix:
+    def gemm_weight(self, matrix: HeadMatrix) -> Matrix:
         if self.activations == "nvfp4" and isinstance(matrix, PackedMatrix):
             return native_matrix(matrix)
         return matrix
@@ -118,7 +118,7 @@ class _Random:
             return self.plain(count, rows, columns)
         stack = Stack(count)
         for index in range(count):
-            stack.put(index, self.multiplied(self.packed_matrix(rows, columns)))
+            stack.put(index, self.gemm_weight(self.packed_matrix(rows, columns)))
         return stack.whole()
 
     def packed_matrix(self, rows: int, columns: int) -> PackedMatrix:

@@ -21,10 +21,10 @@ from hybrid.engine.weights import (
     Matrix,
     SelfConditioningWeights,
 )
-from hybrid.gemma.checkpoint import FLOATS, Checkpoint, all_finite
+from hybrid.gemma.checkpoint.nvfp4 import StoredMatrix
+from hybrid.gemma.checkpoint.stack_reader import StackReader
+from hybrid.gemma.checkpoint.tensors import FLOATS, Checkpoint, all_finite
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.quantized import StoredMatrix
-from hybrid.gemma.reader import StackReader
 from hybrid.kernels.native import native_matrix
 from hybrid.kernels.nvfp4 import PackedMatrix, pack_matrix
 from hybrid.types import Activations
@@ -91,9 +91,9 @@ class _Reader(StackReader):
 
     def matrix(self, name: str, rows: int, columns: int) -> Matrix:
         """A linear layer."""
-        return self.multiplied(self.stacked([name], [rows], columns))
+        return self.gemm_weight(self.stacked([name], [rows], columns))
 
-    def multiplied(self, matrix: HeadMatrix) -> Matrix:
+    def gemm_weight(self, matrix: HeadMatrix) -> Matrix:
         """A matrix in the form in which it multiplies activations."""
         if self.activations == "nvfp4" and isinstance(matrix, PackedMatrix):
             return native_matrix(matrix)
@@ -132,7 +132,7 @@ class _Reader(StackReader):
             factors[None],
         )
 
-    def woven(self, prefix: str, rows: int, columns: int) -> Matrix:
+    def interleaved_gate_up(self, prefix: str, rows: int, columns: int) -> Matrix:
         """Gate and up, their rows alternating."""
         names = [self.named(f"{prefix}{part}_proj") for part in ("gate", "up")]
         if all(self.matrices.is_quantized(name) for name in names):
@@ -142,7 +142,7 @@ class _Reader(StackReader):
                 weave(as_bytes(gate.scales), as_bytes(up.scales)),
                 weave(self.factors(gate), self.factors(up)),
             )
-            return self.multiplied(packed)
+            return self.gemm_weight(packed)
         whole = self.empty(rows, 2, columns)
         for part, name in enumerate(names):
             self.fill_linear(whole[:, part], name)
@@ -175,7 +175,7 @@ class _Reader(StackReader):
         hidden, intermediate = self.config.hidden_size, self.config.intermediate_size
         return FeedForwardWeights(
             input_norm=self.norm(f"{prefix}pre_feedforward_layernorm"),
-            gate_up=self.woven(f"{prefix}mlp.", intermediate, hidden),
+            gate_up=self.interleaved_gate_up(f"{prefix}mlp.", intermediate, hidden),
             down=self.matrix(f"{prefix}mlp.down_proj", hidden, intermediate),
             post_norm=self.norm(f"{prefix}post_feedforward_layernorm"),
             experts=self.experts(prefix) if self.config.num_experts else None,
@@ -206,7 +206,7 @@ class _Reader(StackReader):
         gate_up, downs = Stack(count), Stack(count)
         for expert in range(count):
             name = f"{prefix}{expert}."
-            gate_up.put(expert, self.woven(name, inner, hidden))
+            gate_up.put(expert, self.interleaved_gate_up(name, inner, hidden))
             downs.put(expert, self.matrix(f"{name}down_proj", hidden, inner))
         return gate_up.whole(), downs.whole()
 
@@ -227,6 +227,6 @@ class _Reader(StackReader):
         hidden, intermediate = self.config.hidden_size, self.config.intermediate_size
         return SelfConditioningWeights(
             pre_norm=self.norm("self_conditioning.pre_norm"),
-            gate_up=self.woven("self_conditioning.", intermediate, hidden),
+            gate_up=self.interleaved_gate_up("self_conditioning.", intermediate, hidden),
             down=self.matrix("self_conditioning.down_proj", hidden, intermediate),
         )

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hybrid.engine.graphs import Graphs
-from hybrid.gemma.cache import Cache, slots_by_kind
 from hybrid.gemma.config import GemmaConfig, LayerKind
+from hybrid.gemma.model.cache import Cache, slots_by_kind
 
 _LEAST_CAPACITY = 1024
 _SPARE_STEP = 256  # spare tokens come in multiples of a canvas

@@ -14,7 +14,7 @@ from hybrid.cli import main
 from hybrid.cli.inspect import inspect_folder
 from hybrid.embedded import weights_path
 from hybrid.errors import CheckpointError
-from hybrid.gemma.checkpoint import SINGLE
+from hybrid.gemma.checkpoint.tensors import SINGLE
 
 
 def test_the_embedded_drafter_in_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,13 +36,13 @@ def test_the_embedded_drafter_in_words(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize("role", ["drafter", "refiner"])
 def test_every_parameter_is_counted_once(role: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    from hybrid.gemma.twin import load_twin
+    from hybrid.gemma.reference.huggingface import load_hf_reference
 
     folder = weights_path(role)
     assert main(["inspect", str(folder), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["parameters"] == sum(part["parameters"] for part in record["parts"])
-    twin = load_twin(folder)
+    twin = load_hf_reference(folder)
     expected = sum(p.numel() for n, p in twin.named_parameters() if "vision" not in n)
     assert abs(record["parameters"] - expected) <= 16  # layers' scalars are buffers in between
     sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]

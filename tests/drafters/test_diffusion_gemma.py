@@ -23,9 +23,9 @@ from hybrid.embedded.tasks import TASKS, evaluation_set
 from hybrid.engine.load import load_engine
 from hybrid.engine.model import EngineModel
 from hybrid.errors import Cancelled, CheckpointError, RequestError
-from hybrid.gemma.model import GemmaModel, load_model
+from hybrid.gemma.model.gemma import GemmaModel, load_model
+from hybrid.gemma.reference.huggingface import load_hf_reference
 from hybrid.gemma.tokenizer import ChatTokenizer
-from hybrid.gemma.twin import load_twin
 from hybrid.protocols import DraftJob
 from hybrid.types import Denoised, Draft, DraftParams, Request
 
@@ -49,7 +49,7 @@ def drafter(load: Load) -> DiffusionGemmaDrafter:
 
 @pytest.fixture(scope="module")
 def twin() -> Any:
-    return load_twin(FOLDER)
+    return load_hf_reference(FOLDER)
 
 
 def make_job(prompt: str = "add 12 + 34", seed: int = 0, **changes: Any) -> DraftJob:

@@ -13,7 +13,7 @@ from hybrid.drafters.huggingface import HuggingFaceDrafter
 from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import TASKS, evaluation_set
 from hybrid.errors import CheckpointError
-from hybrid.gemma.twin import load_twin
+from hybrid.gemma.reference.huggingface import load_hf_reference
 from hybrid.protocols import DraftJob
 from hybrid.types import Draft, DraftParams, Request
 
@@ -70,7 +70,7 @@ def test_folders_that_transformers_saved_are_read(
     make_diffusion: Callable[..., tuple[Any, Path]],
 ) -> None:
     model, folder = make_diffusion()
-    twin = load_twin(folder)
+    twin = load_hf_reference(folder)
     for name, tensor in model.state_dict().items():
         if "vision" not in name:
             assert torch.equal(tensor, twin.state_dict()[name]), name

@@ -16,7 +16,7 @@ from hybrid.drafters.huggingface import TransformersModel
 from hybrid.drafters.noise import CounterNoise, Draw
 from hybrid.drafters.template import parse_template
 from hybrid.errors import RequestError
-from hybrid.gemma.model import GemmaModel, load_model
+from hybrid.gemma.model.gemma import GemmaModel, load_model
 from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.protocols import DraftJob
 from hybrid.types import Denoised, Draft, DraftParams, Request

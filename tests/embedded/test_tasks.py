@@ -19,7 +19,7 @@ from hybrid.embedded.tasks import (
     phrase,
     recognise,
 )
-from hybrid.embedded.tokenizer import load
+from training.tokenizer import load
 
 
 @pytest.mark.parametrize("task", TASKS)

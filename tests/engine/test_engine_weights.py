@@ -20,9 +20,9 @@ from hybrid.engine import reading
 from hybrid.engine.memory import weight_bytes
 from hybrid.engine.reading import read_weights
 from hybrid.engine.weights import EngineWeights
-from hybrid.gemma.checkpoint import Checkpoint
+from hybrid.gemma.checkpoint.mapping import map_tensors
+from hybrid.gemma.checkpoint.tensors import Checkpoint
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.mapping import map_tensors
 from hybrid.kernels.native import NativeMatrix, dense_native
 from hybrid.kernels.nvfp4 import PackedMatrix, dense
 from hybrid.types import Activations
@@ -210,7 +210,7 @@ PROCESS = """
 import resource, sys, torch
 from hybrid.engine.memory import weight_bytes
 from hybrid.engine.reading import read_weights
-from hybrid.gemma.checkpoint import Checkpoint
+from hybrid.gemma.checkpoint.tensors import Checkpoint
 from hybrid.gemma.config import GemmaConfig
 checkpoint, config = Checkpoint(sys.argv[1]), GemmaConfig.from_directory(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

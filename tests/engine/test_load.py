@@ -14,9 +14,9 @@ from hybrid.engine import host, load, memory
 from hybrid.engine.load import load_engine, load_fastest
 from hybrid.engine.memory import decoded_bytes, plan_memory, require_memory, weight_bytes
 from hybrid.errors import CapabilityError
-from hybrid.gemma.checkpoint import Checkpoint
+from hybrid.gemma.checkpoint.tensors import Checkpoint
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.model import GemmaModel
+from hybrid.gemma.model.gemma import GemmaModel
 from hybrid.kernels import launch
 from tests.gemma.published import write_checkpoint
 

@@ -14,12 +14,12 @@ from hybrid.deadline import Deadline
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.drafters.noise import CounterNoise, Draw
 from hybrid.errors import CapabilityError
-from hybrid.gemma.cache import Cache, Reading
-from hybrid.gemma.compiled import CompiledModel, load_small
-from hybrid.gemma.compiler import compile_program, program_names, require_compiler
-from hybrid.gemma.flat_cache import FlatCache
-from hybrid.gemma.library import Library, LibraryError
-from hybrid.gemma.model import GemmaModel, load_model
+from hybrid.gemma.compiled.compiler import compile_program, program_names, require_compiler
+from hybrid.gemma.compiled.flat_cache import FlatCache
+from hybrid.gemma.compiled.library import Library, LibraryError
+from hybrid.gemma.compiled.model import CompiledModel, load_small
+from hybrid.gemma.model.cache import Cache, Reading
+from hybrid.gemma.model.gemma import GemmaModel, load_model
 from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.kernels.accept import FREE
 from hybrid.kernels.judge import Judged, judge_torch

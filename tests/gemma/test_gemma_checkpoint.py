@@ -15,7 +15,7 @@ from torch import Tensor
 from hybrid.engine.load import load_engine
 from hybrid.engine.model import EngineModel
 from hybrid.errors import CheckpointError
-from hybrid.gemma.model import GemmaModel, load_model
+from hybrid.gemma.model.gemma import GemmaModel, load_model
 from tests.gemma.nvfp4_folders import (
     INDEX,
     SINGLE,

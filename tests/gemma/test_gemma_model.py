@@ -17,8 +17,8 @@ from torch import Tensor
 
 from hybrid.engine.load import load_engine
 from hybrid.engine.model import EngineModel
-from hybrid.gemma.cache import Cache
-from hybrid.gemma.model import GemmaModel, load_model
+from hybrid.gemma.model.cache import Cache
+from hybrid.gemma.model.gemma import GemmaModel, load_model
 
 Model = GemmaModel | EngineModel
 Load = Callable[[Path], Model]

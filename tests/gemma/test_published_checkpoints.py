@@ -6,9 +6,9 @@ import pytest
 
 from hybrid.engine.memory import plan_memory
 from hybrid.errors import CheckpointError
-from hybrid.gemma.checkpoint import Checkpoint
+from hybrid.gemma.checkpoint.mapping import map_tensors
+from hybrid.gemma.checkpoint.tensors import Checkpoint
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.mapping import map_tensors
 from tests.gemma.published import Spelling, payload, write_checkpoint, write_holes
 
 # Shards, tensors, bytes in the files, and bytes on a GPU: all but vision and activations' scales,

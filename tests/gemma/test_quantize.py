@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from hybrid.cli import main
 from hybrid.engine.load import load_engine
-from hybrid.gemma.checkpoint import Checkpoint
+from hybrid.gemma.checkpoint.mapping import map_tensors
+from hybrid.gemma.checkpoint.nvfp4 import MatrixReader, read_convention
+from hybrid.gemma.checkpoint.quantization_config import quantization_config
+from hybrid.gemma.checkpoint.quantize import Job, Quantizer
+from hybrid.gemma.checkpoint.resume_state import NAME as STATE
+from hybrid.gemma.checkpoint.tensors import Checkpoint
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.journal import NAME as JOURNAL
-from hybrid.gemma.mapping import map_tensors
-from hybrid.gemma.model import load_model
-from hybrid.gemma.quantize import Job, Quantizer
-from hybrid.gemma.quantized import MatrixReader, read_convention
+from hybrid.gemma.model.gemma import load_model
 from hybrid.kernels.nvfp4 import dequantize_torch, quantize_torch
 from tests.gemma.nvfp4_folders import SINGLE, edit_json, split_experts
 from tests.gemma.test_gemma_checkpoint import answer
@@ -26,6 +27,7 @@ from tests.gemma.test_gemma_checkpoint import answer
 Make = Callable[..., tuple[Any, Path]]
 NAME = "model.decoder.layers.0.experts.1"
 FORMATS = ("modelopt", "compressed-tensors")
+DECLARED = quantization_config("compressed-tensors", ("experts", "mlp"))
 
 
 @pytest.mark.parametrize("spelling", FORMATS)
@@ -44,7 +46,7 @@ def test_what_is_written_is_what_the_quantiser_says(
     parts = [reader.read(f"{NAME}.{part}_proj", (16, 32)) for part in ("gate", "up")]
     torch.testing.assert_close(torch.cat(parts), expected, rtol=2**-22, atol=0)
     assert not reader.is_quantized("model.decoder.self_conditioning.gate_proj")
-    assert not (target / JOURNAL).exists()
+    assert not (target / STATE).exists()
 
 
 def test_an_interrupted_run_is_continued(make_diffusion: Make, tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def test_the_library_decodes_it_alike(make_diffusion: Make, tmp_path: Path) -> N
     source, target = make_diffusion()[1], tmp_path / "out"
     with Quantizer(Job(source, target, "compressed-tensors", "experts+mlp")) as work:
         assert [*work.steps("model.safetensors")]
-        scheme = QuantizationConfig.model_validate(work.declaration()).config_groups["group_0"]
+        scheme = QuantizationConfig.model_validate(DECLARED).config_groups["group_0"]
         work.finish()
     checkpoint = Checkpoint(target)
     linear = f"{NAME}.down_proj"
@@ -127,9 +129,7 @@ def test_a_checkpoint_by_the_library_is_read_as_the_library_reads_it(
 
     source = make_diffusion()[1]
     theirs = Path(shutil.copytree(source, tmp_path / "theirs"))
-    job = Job(source, tmp_path / "unused", "compressed-tensors", "experts+mlp")
-    declaration = Quantizer(job).declaration()
-    scheme = QuantizationConfig.model_validate(declaration).config_groups["group_0"]
+    scheme = QuantizationConfig.model_validate(DECLARED).config_groups["group_0"]
     stored: dict[str, torch.Tensor] = {}
     meant: dict[str, torch.Tensor] = {}
     for name, tensor in split_experts(load_file(source / SINGLE)).items():
@@ -140,7 +140,7 @@ def test_a_checkpoint_by_the_library_is_read_as_the_library_reads_it(
         stored |= {f"{name.removesuffix('weight')}{key}": part for key, part in state.items()}
         meant[name.removesuffix(".weight")] = library.decompress(state, scheme)["weight"].float()
     save_file(stored, theirs / SINGLE)
-    edit_json(theirs / "config.json", quantization_config=declaration)
+    edit_json(theirs / "config.json", quantization_config=DECLARED)
     reader = MatrixReader(Checkpoint(theirs), read_convention(theirs))
     assert len(meant) == 3 * 3 * 5  # layers, projections, four experts and the dense branch
     for name, weight in meant.items():

@@ -19,10 +19,10 @@ from torch import Tensor
 from hybrid.cli import main
 from hybrid.engine.load import load_engine
 from hybrid.errors import CheckpointError
-from hybrid.gemma.journal import LOCK
-from hybrid.gemma.journal import NAME as JOURNAL
-from hybrid.gemma.model import load_model
-from hybrid.gemma.quantize import Job, Parts, Quantizer
+from hybrid.gemma.checkpoint.quantize import Job, Parts, Quantizer
+from hybrid.gemma.checkpoint.resume_state import LOCK
+from hybrid.gemma.checkpoint.resume_state import NAME as STATE
+from hybrid.gemma.model.gemma import load_model
 from tests.gemma.nvfp4_folders import split_experts, write_shards
 from tests.gemma.test_gemma_checkpoint import answer
 
@@ -132,7 +132,7 @@ def test_every_matrix_of_the_chosen_classes_by_independent_decoders(
 STOPPING = """
 import sys, time
 from hybrid.cli import main
-from hybrid.gemma.shards import ShardWriter
+from hybrid.gemma.checkpoint.shard_writer import ShardWriter
 write, left = ShardWriter.write, [int(sys.argv[1])]
 def stopping(writer, name, tensor):
     write(writer, name, tensor)
@@ -173,9 +173,9 @@ def test_a_killed_run_goes_on_where_it_was(source: Path, tmp_path: Path, spellin
     words = [str(source), str(target), *options]
     first, second, third = (f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3))
     killed(3, words)
-    assert {file.name for file in target.iterdir()} == {JOURNAL, LOCK, f"{first}.partial"}
+    assert {file.name for file in target.iterdir()} == {STATE, LOCK, f"{first}.partial"}
     killed(len(load_file(whole / first)) + 5, words)
-    assert {file.name for file in target.iterdir()} == {JOURNAL, LOCK, first, f"{second}.partial"}
+    assert {file.name for file in target.iterdir()} == {STATE, LOCK, first, f"{second}.partial"}
     finished = (target / first).stat()
     assert main(["quantize", *words]) == 0
     after = (target / first).stat()
@@ -185,7 +185,7 @@ def test_a_killed_run_goes_on_where_it_was(source: Path, tmp_path: Path, spellin
 
 
 def test_a_file_that_is_gone_is_made_again(source: Path, tmp_path: Path) -> None:
-    """Whatever the journal says. A job that has finished nothing does not stand in the way."""
+    """Whatever the resume state says. A job that has finished nothing does not stand in the way."""
     whole, target = tmp_path / "whole", tmp_path / "out"
     assert main(["quantize", str(source), str(whole)]) == 0
     killed(3, [str(source), str(target), "--only", "all"])
@@ -237,7 +237,7 @@ def with_files_up_to(size: int, words: list[str]) -> subprocess.CompletedProcess
 @pytest.mark.parametrize(
     ("size", "file"),
     [
-        (16, JOURNAL),  # enough to look for a temporary folder, which libraries do
+        (16, STATE),  # enough to look for a temporary folder, which libraries do
         (20_000, "model-00001-of-00003.safetensors"),
         (2_000_000, "large.txt"),
     ],
@@ -254,16 +254,16 @@ def test_a_disk_that_fills_up_meanwhile(source: Path, tmp_path: Path, size: int,
     assert done.stderr.strip().splitlines() == [f"error: {target / file}: File too large"]
     left = {name for name in contents(target) if not name.endswith(".partial")}
     if file == "large.txt":
-        assert {JOURNAL, *(shard.name for shard in whole.glob("*.safetensors"))} <= left
+        assert {STATE, *(shard.name for shard in whole.glob("*.safetensors"))} <= left
         assert "config.json" not in left
     else:
-        assert left == (set() if file == JOURNAL else {JOURNAL})
+        assert left == (set() if file == STATE else {STATE})
     assert main(words) == 0
     assert contents(target) == contents(whole)
 
 
 @pytest.mark.parametrize(
-    "blocked", ["model-00002-of-00003.safetensors.partial", f"{JOURNAL}.partial", LOCK]
+    "blocked", ["model-00002-of-00003.safetensors.partial", f"{STATE}.partial", LOCK]
 )
 def test_a_file_that_cannot_be_written(source: Path, tmp_path: Path, blocked: str) -> None:
     """A folder stands in its place: one line that names it, and the run can go on without it."""
@@ -298,11 +298,11 @@ def test_a_second_run_is_kept_out(
     assert contents(target) == contents(whole)
 
 
-def test_a_damaged_journal(source: Path, tmp_path: Path) -> None:
+def test_a_damaged_resume_state(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     killed(3, [str(source), str(target)])
     for text in ("", "[]", '{"job": 1}', '{"job": 1, "records": 2}'):
-        (target / JOURNAL).write_text(text)
+        (target / STATE).write_text(text)
         with (
             pytest.raises(CheckpointError, match=r"\.quantize\.json: is damaged; remove this"),
             Quantizer(Job(source, target, "modelopt", "experts")),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from hybrid.errors import CheckpointError
-from hybrid.gemma.tensor_file import DTYPES, TensorFile
+from hybrid.gemma.checkpoint.tensor_file import DTYPES, TensorFile
 from tests.gemma.published import write_holes
 
 

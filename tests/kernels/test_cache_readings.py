@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hybrid.gemma.cache import Cache, Reading
 from hybrid.gemma.config import GemmaConfig, LayerConfig
+from hybrid.gemma.model.cache import Cache, Reading
 from hybrid.kernels.attention import attention_torch, cached_attention_torch
 
 WINDOW, CANVAS, CAPACITY, SPARE, ROWS, HEADS = 5, 4, 40, 6, 3, 4

@@ -13,8 +13,8 @@ from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import TASKS, evaluation_set
 from hybrid.errors import Cancelled, RequestError
-from hybrid.gemma.model import GemmaModel
-from hybrid.gemma.twin import load_twin
+from hybrid.gemma.model.gemma import GemmaModel
+from hybrid.gemma.reference.huggingface import load_hf_reference
 from hybrid.protocols import DraftJob
 from hybrid.refiners.assignment import Assignment
 from hybrid.refiners.gemma import GemmaRefiner
@@ -92,7 +92,7 @@ def test_verify_equals_greedy_decoding_on_every_prompt(
 
 
 def test_greedy_decoding_equals_transformers(refiner: GemmaRefiner) -> None:
-    twin = load_twin(weights_path("refiner"))
+    twin = load_hf_reference(weights_path("refiner"))
     for task in TASKS:
         for instance in evaluation_set(task, 3):
             messages = Request(instance.prompt).conversation
@@ -145,7 +145,8 @@ def test_scores_are_log_probabilities_of_one_pass(refiner: GemmaRefiner) -> None
     assert len(whole.choices) == len(token_ids) + 1
     prompt = refiner.tokenizer.encode_conversation(request.conversation)
     with torch.inference_mode():
-        logits = load_twin(weights_path("refiner"))(torch.tensor([[*prompt, *token_ids]])).logits
+        reference = load_hf_reference(weights_path("refiner"))
+        logits = reference(torch.tensor([[*prompt, *token_ids]])).logits
     log_p = logits[0, len(prompt) - 1 :].log_softmax(-1)
     expected = [float(row[token]) for row, token in zip(log_p, token_ids, strict=False)]
     assert whole.logprobs == pytest.approx(expected, abs=1e-4)

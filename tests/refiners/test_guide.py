@@ -14,7 +14,7 @@ from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import check, evaluation_set
 from hybrid.errors import BackendError, Cancelled
-from hybrid.gemma.model import load_model
+from hybrid.gemma.model.gemma import load_model
 from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.protocols import DraftJob, Votes
 from hybrid.refiners.gemma import GemmaRefiner

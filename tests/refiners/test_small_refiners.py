@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid.deadline import Deadline
-from hybrid.gemma.model import load_model
+from hybrid.gemma.model.gemma import load_model
 from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.protocols import Sampling
 from hybrid.refiners.assignment import Assignment

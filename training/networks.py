@@ -21,8 +21,8 @@ from transformers import (
     Gemma4VisionConfig,
 )
 
-from hybrid.embedded.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS
 from hybrid.kernels.nvfp4 import dequantize_torch, quantize_torch
+from training.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS
 
 CANVAS_LENGTH = 32
 SOFTCAP = 30.0

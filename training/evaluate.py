@@ -1,4 +1,4 @@
-"""Measure the shipped pair: `python -m hybrid.embedded.evaluate`, a few minutes on two cores.
+"""Measure the shipped pair: `python -m training.evaluate`, a few minutes on two cores.
 
 Everything runs on the native stack, from the quantised files, on held-out prompts. Rows are drafted
 in batches, which changes nothing: a draft depends on its own seed alone.
@@ -20,6 +20,7 @@ from hybrid.deadline import Deadline
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import MEASURED, TASKS, Instance, check, evaluation_set
+from hybrid.experiments.statistics import proportion_interval
 from hybrid.protocols import DraftJob
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.refiners.verdict import judge
@@ -157,15 +158,6 @@ def draft_all(
     return [draft for batch in batches for draft in drafter.draft(batch)]
 
 
-def wilson(right: int, items: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share."""
-    z, share = 1.959964, right / items
-    centre = (share + z * z / (2 * items)) / (1 + z * z / items)
-    spread = (share * (1 - share) + z * z / (4 * items)) / items
-    half = z * spread**0.5 / (1 + z * z / items)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def separation(scores: Sequence[float], right: Sequence[bool]) -> float | None:
     """AUROC: how often a right draft scores above a wrong one; None if all are alike."""
     good = [score for score, is_right in zip(scores, right, strict=True) if is_right]
@@ -177,7 +169,7 @@ def separation(scores: Sequence[float], right: Sequence[bool]) -> float | None:
 
 
 def _row(task: str, model: str, right: Sequence[bool], passes: Sequence[int]) -> Row:
-    low, high = wilson(sum(right), len(right))
+    low, high = proportion_interval(sum(right), len(right))
     mean_passes = sum(passes) / len(right)
     return Row(task, model, len(right), sum(right) / len(right), low, high, mean_passes)
 

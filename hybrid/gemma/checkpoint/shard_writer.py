@@ -14,8 +14,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from hybrid.gemma.journal import PARTIAL, naming
-from hybrid.gemma.tensor_file import stored_bytes
+from hybrid.gemma.checkpoint.resume_state import PARTIAL, naming
+from hybrid.gemma.checkpoint.tensor_file import stored_bytes
 
 Form = tuple[str, tuple[int, ...]]
 

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from hybrid.errors import CapabilityError, CheckpointError
-from hybrid.gemma.checkpoint import FLOATS, Checkpoint
+from hybrid.gemma.checkpoint.nvfp4 import MatrixReader, read_convention
+from hybrid.gemma.checkpoint.tensors import FLOATS, Checkpoint
 from hybrid.gemma.fields import Fields
-from hybrid.gemma.quantized import MatrixReader, read_convention
 from hybrid.types import Activations
 
 CLASSES = ("DiffusionGemmaForBlockDiffusion", "Gemma4ForCausalLM")
 _ENCODER, _DECODER = "model.encoder.language_model.", "model.decoder."
 
 
-def load_twin(path: str | Path, device: str = "cpu") -> Any:
+def load_hf_reference(path: str | Path, device: str = "cpu") -> Any:
     """The transformers model of a folder, in evaluation mode; raises CheckpointError.
 
     `device` as `placement` understands it.

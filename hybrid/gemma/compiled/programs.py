@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from hybrid.gemma.config import LayerKind
-from hybrid.gemma.layer import Layer, Rotation
-from hybrid.gemma.model import GemmaModel
+from hybrid.gemma.model.gemma import GemmaModel
+from hybrid.gemma.model.layer import Layer, Rotation
 from hybrid.kernels.judge import judge_torch, renoise_torch
 from hybrid.kernels.norms import add_rms_norm_torch, rms_norm_torch
 

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from hybrid.errors import CapabilityError
-from hybrid.gemma.compiled import MOST_TOKENS, RENOISING, CompiledModel, judging_program
+from hybrid.gemma.compiled.flat_cache import PADDING, FlatCache
+from hybrid.gemma.compiled.model import MOST_TOKENS, RENOISING, CompiledModel, judging_program
+from hybrid.gemma.compiled.programs import MOST_ROWS, Causal, Judging, Renoising, kinds_of
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.flat_cache import PADDING, FlatCache
-from hybrid.gemma.model import GemmaModel
+from hybrid.gemma.model.gemma import GemmaModel
+from hybrid.gemma.model.weights import FEW_EXPERTS
 from hybrid.gemma.threads import SMALL_HIDDEN_SIZE
-from hybrid.gemma.traced import MOST_ROWS, Causal, Judging, Renoising, kinds_of
-from hybrid.gemma.weights import FEW_EXPERTS
 
 _MOST = 1 << 24
 # Whose weights are packed for oneDNN: four canvases take 4.5 instead of 5.0 ms (embedded drafter),

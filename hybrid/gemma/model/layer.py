@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import linear
 
-from hybrid.gemma.cache import Span
 from hybrid.gemma.config import GemmaConfig, LayerConfig
-from hybrid.gemma.weights import (
+from hybrid.gemma.model.cache import Span
+from hybrid.gemma.model.weights import (
     ExpertWeights,
     FeedForwardWeights,
     LayerWeights,

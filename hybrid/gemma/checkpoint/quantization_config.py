@@ -1,4 +1,4 @@
-"""What a quantised folder's `config.json` says of its weights, as each format's tools write it."""
+"""The `quantization_config` section of a quantized folder's config.json, in either format."""
 
 from collections.abc import Collection
 from typing import Any, Literal
@@ -10,7 +10,7 @@ _NEVER = ("embed_vision", "router", "self_conditioning", "vision_tower")
 _WORDS = {"mlp": "mlp", "attention": "self_attn"}
 
 
-def declaration(format: Format, chosen: Collection[str]) -> dict[str, Any]:
+def quantization_config(format: Format, chosen: Collection[str]) -> dict[str, Any]:
     """`quantization_config` where `chosen` is 4-bit, of "experts", "mlp" and "attention"."""
     words = sorted((*_NEVER, *(word for part, word in _WORDS.items() if part not in chosen)))
     weights: dict[str, Any] = {"num_bits": 4, "type": "float", "group_size": BLOCK}

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybrid.gemma.checkpoint import FLOATS, Checkpoint
+from hybrid.gemma.checkpoint.nvfp4 import ACTIVATION_SCALES, MatrixReader, read_convention
+from hybrid.gemma.checkpoint.stack_reader import TOWERS
+from hybrid.gemma.checkpoint.tensors import FLOATS, Checkpoint
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.quantized import ACTIVATION_SCALES, MatrixReader, read_convention
-from hybrid.gemma.reader import TOWERS
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 _LAYER_NORMS = (

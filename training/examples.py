@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from hybrid.embedded import PairRole
 from hybrid.embedded.lexicon import CATEGORIES
 from hybrid.embedded.tasks import Instance, draw
-from hybrid.embedded.tokenizer import BOS, EOS, MODEL, USER
+from training.tokenizer import BOS, EOS, MODEL, USER
 
 # Shares of the tasks in training: more for those that are learnt late.
 SHARES: dict[PairRole, dict[str, float]] = {

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hybrid.gemma.checkpoint import Checkpoint
+from hybrid.gemma.checkpoint.stack_reader import StackReader
+from hybrid.gemma.checkpoint.tensors import Checkpoint
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.reader import StackReader
 
 # Running a few experts on all of few tokens beats gathering for each: one multiplication, not many.
 FEW_EXPERTS = 8
@@ -99,7 +99,7 @@ def read_weights(
     reader = _Reader(checkpoint, config, device, dtype)
     diffusion = config.architecture == "diffusion_gemma"
     weights = (
-        reader.multiplied(
+        reader.gemm_weight(
             reader.raw("embed_tokens.weight", (config.vocab_size, config.hidden_size))
         ),
         tuple(reader.layer(index) for index in range(len(config.layers))),
@@ -115,7 +115,7 @@ class _Reader(StackReader):
     def cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype).contiguous()
 
-    def multiplied(self, tensor: Tensor) -> Tensor:
+    def gemm_weight(self, tensor: Tensor) -> Tensor:
         """A matrix of a linear layer; on a CPU, one that widens its input lies column by column.
 
         There `linear` takes 44 instead of 117 us for one row (1280 x 160, float32, one core), and
@@ -156,7 +156,7 @@ class _Reader(StackReader):
             self.norm(f"{name}k_norm", head_dim).expand(layer.num_key_value_heads, -1),
         )
         return AttentionWeights(
-            self.multiplied(stacked * self.norm(f"{prefix}input_layernorm")),
+            self.gemm_weight(stacked * self.norm(f"{prefix}input_layernorm")),
             self.cast(torch.cat(head_norm)),
             self.cast(self.matrix(f"{name}o_proj", hidden, num_heads * head_dim)),
             self.vector(f"{prefix}post_attention_layernorm"),
@@ -176,7 +176,7 @@ class _Reader(StackReader):
             if self.config.num_experts <= FEW_EXPERTS:
                 gates, ups = (half.flatten(0, 1) for half in gate_up.chunk(2, dim=1))
                 united = UnitedWeights(
-                    self.multiplied(torch.cat([gate, gates, up, ups, *router])),
+                    self.gemm_weight(torch.cat([gate, gates, up, ups, *router])),
                     self.cast(down.transpose(0, 1).flatten(1)),
                 )
             experts = ExpertWeights(
@@ -187,7 +187,7 @@ class _Reader(StackReader):
                 united,
             )
         return FeedForwardWeights(
-            self.multiplied(torch.cat([gate, up, *router])),
+            self.gemm_weight(torch.cat([gate, up, *router])),
             self.cast(self.matrix(f"{prefix}mlp.down_proj", hidden, intermediate)),
             self.vector(f"{prefix}post_feedforward_layernorm"),
             experts,
@@ -226,6 +226,6 @@ class _Reader(StackReader):
         gate = self.matrix(f"{name}gate_proj", intermediate, hidden)
         up = self.matrix(f"{name}up_proj", intermediate, hidden)
         return SelfConditioningWeights(
-            self.multiplied(torch.cat((gate, up)) * self.norm(f"{name}pre_norm")),
+            self.gemm_weight(torch.cat((gate, up)) * self.norm(f"{name}pre_norm")),
             self.cast(self.matrix(f"{name}down_proj", hidden, intermediate)),
         )

@@ -1,4 +1,4 @@
-"""Train one of the pair from scratch: `python -m hybrid.embedded.train drafter --minutes 78`.
+"""Train one of the pair from scratch: `python -m training.train drafter --minutes 78`.
 
 The drafter starts as a language model, as DiffusionGemma itself did: the circuits that follow a
 chain of facts form in minutes there, and never formed under the diffusion loss alone. The schedule
@@ -19,11 +19,11 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from hybrid.embedded.examples import Example, ExampleSource
-from hybrid.embedded.networks import build_drafter, build_refiner
-from hybrid.embedded.objectives import diffusion_loss, encoder_loss, refiner_loss
-from hybrid.embedded.optimizer import MuonAdam
-from hybrid.embedded.tokenizer import load as load_tokenizer
+from training.examples import Example, ExampleSource
+from training.networks import build_drafter, build_refiner
+from training.objectives import diffusion_loss, encoder_loss, refiner_loss
+from training.optimizer import MuonAdam
+from training.tokenizer import load as load_tokenizer
 
 BATCH_SIZES = {"drafter": 32, "refiner": 64}
 MUON_RATE, ADAM_RATE = 0.02, 3e-3
@@ -148,7 +148,7 @@ def train(
     seed: int = 0,
     threads: int = 1,
 ) -> None:
-    """Train a model and leave its checkpoint in OUT (runs/ROLE), for hybrid.embedded.export."""
+    """Train a model and leave its checkpoint in OUT (runs/ROLE), for training.export."""
     torch.set_num_threads(threads)
     run = Run(role, minutes, out or Path("runs") / role, seed)
     run.resume()

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hybrid.gemma.checkpoint import FLOATS, Checkpoint
+from hybrid.gemma.checkpoint.tensors import FLOATS, Checkpoint
 from hybrid.gemma.fields import LARGEST, Fields
 from hybrid.kernels.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, dequantize_torch
 

@@ -2,7 +2,7 @@
 
 A leading space belongs to its word, as in the published tokenizers, and digits stand alone. Any
 text can be encoded, since all 256 bytes are tokens. Learnt once, by `python -m
-hybrid.embedded.tokenizer FOLDER`, and then part of the models: training loads it from the package,
+training.tokenizer FOLDER`, and then part of the models: training loads it from the package,
 so that a change to a task moves no token under trained weights.
 """
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from hybrid.artefacts import ArtefactError, artefact_of, artefacts_folder, read_artefact
 from hybrid.cores import available_cores
-from hybrid.gemma.cache import LEAST_SPARE, Cache, Reading
+from hybrid.gemma.compiled.flat_cache import FlatCache
+from hybrid.gemma.compiled.library import Library, LibraryError
+from hybrid.gemma.compiled.programs import MOST_ROWS, Place, kinds_of
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.flat_cache import FlatCache
-from hybrid.gemma.library import Library, LibraryError
-from hybrid.gemma.model import GemmaModel, load_model
-from hybrid.gemma.traced import MOST_ROWS, Place, kinds_of
-from hybrid.gemma.weights import GemmaWeights
+from hybrid.gemma.model.cache import MIN_ROLLBACK_TOKENS, Cache, Reading
+from hybrid.gemma.model.gemma import GemmaModel, load_model
+from hybrid.gemma.model.weights import GemmaWeights
 from hybrid.kernels.accept import FREE
 from hybrid.kernels.judge import Judged
 
@@ -43,7 +43,7 @@ class CompiledModel(GemmaModel):
     def new_cache(self, batch_size: int, capacity: int, spare: int | None = None) -> Cache:
         """See `GemmaModel.new_cache`."""
         if spare is None:
-            spare = max(self.config.canvas_length, LEAST_SPARE)
+            spare = max(self.config.canvas_length, MIN_ROLLBACK_TOKENS)
         return FlatCache(self.config, batch_size, capacity, spare, self.device, self.dtype)
 
     def judge(

@@ -4,8 +4,8 @@ Only weights become 4-bit. Scales of activations would have to be calibrated on 
 written: the result says that it is weight-only. Gate and up of a network, and query, key and value,
 share their last factor, as runtimes that multiply them as one matrix expect.
 
-A shard is finished when the journal says so, and a folder when the journal is gone: a run that was
-killed is continued by the same call.
+A shard is finished when the resume state lists it, and a folder when that file is gone. The same
+call continues a run that was killed.
 """
 
 import json
@@ -15,20 +15,20 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Literal, Self, cast
 
 import torch
 from torch import Tensor
 
 from hybrid.errors import CapabilityError, CheckpointError
-from hybrid.gemma.checkpoint import INDEX, SINGLE, Checkpoint, all_finite
+from hybrid.gemma.checkpoint.mapping import map_tensors
+from hybrid.gemma.checkpoint.nvfp4 import read_convention
+from hybrid.gemma.checkpoint.quantization_config import Format, quantization_config
+from hybrid.gemma.checkpoint.resume_state import ResumeState, copy_whole, write_whole
+from hybrid.gemma.checkpoint.shard_writer import Form, ShardWriter
+from hybrid.gemma.checkpoint.tensor_file import DTYPES, stored_bytes
+from hybrid.gemma.checkpoint.tensors import INDEX, SINGLE, Checkpoint, all_finite
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.declaration import Format, declaration
-from hybrid.gemma.journal import Journal, copy_whole, write_whole
-from hybrid.gemma.mapping import map_tensors
-from hybrid.gemma.quantized import read_convention
-from hybrid.gemma.shards import Form, ShardWriter
-from hybrid.gemma.tensor_file import DTYPES, stored_bytes
 from hybrid.kernels.nvfp4 import BLOCK
 from hybrid.kernels.quantize import dequantize, quantize
 
@@ -58,8 +58,8 @@ class Quantizer:
     """One job, checked: CheckpointError or CapabilityError for one that makes no sense.
 
     The target is this run's own from entering it as a context to leaving it. Entering raises
-    CapabilityError for a target that is not free, CheckpointError for one whose journal is damaged
-    and OSError, with the file's name, for one that cannot be written.
+    CapabilityError for a target that is not free, CheckpointError for one whose resume state is
+    damaged, and OSError, with the file's name, for one that cannot be written.
     """
 
     def __init__(self, job: Job) -> None:
@@ -87,22 +87,23 @@ class Quantizer:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         files = {shard: (job.source / shard).stat() for shard in self.shards}
         seen = {shard: [file.st_size, file.st_mtime_ns] for shard, file in files.items()}
-        self.journal = Journal(job.target, [str(job.source.resolve()), job.format, job.parts, seen])
+        made_of = [str(job.source.resolve()), job.format, job.parts, seen]
+        self.state = ResumeState(job.target, made_of)
 
     def __enter__(self) -> Self:
         try:
-            missing = self.journal.begin() or self._too_little_room()
+            missing = self.state.begin() or self._too_little_room()
             if missing:
                 raise CapabilityError(
                     f"quantising {self.job.source}", str(self.job.target), missing
                 )
         except BaseException:
-            self.journal.close()
+            self.state.close()
             raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.journal.close()
+        self.state.close()
 
     def _too_little_room(self) -> str:
         """What is missing to write all that is unfinished; empty if nothing is."""
@@ -122,7 +123,7 @@ class Quantizer:
     @property
     def unfinished(self) -> list[str]:
         """Shards still to be written."""
-        return [shard for shard in self.shards if shard not in self.journal.records]
+        return [shard for shard in self.shards if shard not in self.state.records]
 
     def size(self, shard: str) -> int:
         """Bytes of the tensors that a finished shard has."""
@@ -143,7 +144,7 @@ class Quantizer:
                     for key, value in self.quantized(name, tensor, total):
                         writer.write(key, value)
                 yield tensor.numel() * tensor.element_size()
-        self.journal.note(shard, errors)
+        self.state.note(shard, errors)
 
     def read(self, name: str) -> Tensor:
         """A stored tensor; CheckpointError if the text model's numbers in it are not finite."""
@@ -225,7 +226,7 @@ class Quantizer:
     def finish(self) -> dict[str, float]:
         """Write all but the shards; returns the relative error (RMS) of each class of tensors."""
         target, source = self.job.target, self.job.source
-        records = self.journal.records
+        records = self.state.records
         if [*self.shards] != [SINGLE]:
             weight_map = {name: shard for shard in self.shards for name in self.shard_forms(shard)}
             total = sum(self.size(shard) for shard in self.shards)
@@ -236,19 +237,16 @@ class Quantizer:
             if file.is_file() and not is_weights and file.name != "config.json":
                 copy_whole(file, target / file.name)
         config = json.loads((source / "config.json").read_text("utf-8"))
-        config["quantization_config"] = self.declaration()
+        chosen = _CHOSEN[self.job.parts]
+        config["quantization_config"] = quantization_config(self.job.format, chosen)
         write_whole(target / "config.json", json.dumps(config, indent=2))
-        self.journal.end()
+        self.state.end()
         lost, whole = Counter[str](), Counter[str]()
         for record in records.values():
             for part, (squares, total_squares) in record.items():
                 lost[part] += squares
                 whole[part] += total_squares
         return {part: (lost[part] / whole[part]) ** 0.5 if whole[part] else 0.0 for part in whole}
-
-    def declaration(self) -> dict[str, Any]:
-        """`quantization_config` of the result."""
-        return declaration(self.job.format, _CHOSEN[self.job.parts])
 
 
 def _squares(numbers: Tensor) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hybrid.errors import CheckpointError
-from hybrid.gemma.tensor_file import DTYPES, Entry, TensorFile, stored_bytes
+from hybrid.gemma.checkpoint.tensor_file import DTYPES, Entry, TensorFile, stored_bytes
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INDEX = "model.safetensors.index.json"

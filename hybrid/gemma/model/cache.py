@@ -16,7 +16,7 @@ from torch import Tensor
 from hybrid.gemma.config import GemmaConfig, LayerConfig, LayerKind
 
 Index = slice | Tensor
-LEAST_SPARE = 256  # tokens that every cache can forget again, whatever the canvas
+MIN_ROLLBACK_TOKENS = 256  # tokens that every cache can forget again, whatever the canvas
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ _FOREIGN = "an empty folder, or the unfinished one of the same call on the same 
 _HELD = "another run writes there; wait for it, or choose another folder"
 
 
-class Journal:
+class ResumeState:
     """The shards of `job` (plain JSON values) that are finished in `folder`, with their records."""
 
     def __init__(self, folder: Path, job: Any) -> None:

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.functional import embedding, linear
 
 from hybrid.errors import CheckpointError
-from hybrid.gemma.cache import LEAST_SPARE, Cache, Reading, whole_numbers
-from hybrid.gemma.checkpoint import FLOATS, Checkpoint
+from hybrid.gemma.checkpoint.mapping import map_tensors
+from hybrid.gemma.checkpoint.tensors import FLOATS, Checkpoint
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.layer import MANY_TOKENS, Layer, Rotation
-from hybrid.gemma.mapping import map_tensors
-from hybrid.gemma.weights import GemmaWeights, read_weights
+from hybrid.gemma.model.cache import MIN_ROLLBACK_TOKENS, Cache, Reading, whole_numbers
+from hybrid.gemma.model.layer import MANY_TOKENS, Layer, Rotation
+from hybrid.gemma.model.weights import GemmaWeights, read_weights
 from hybrid.kernels.constants import constant
 from hybrid.kernels.gated import gelu_gate_torch
 from hybrid.kernels.head import head_torch
@@ -61,7 +61,7 @@ class GemmaModel:
         `spare` is how many of a row's last tokens `rollback` can always forget.
         """
         if spare is None:
-            spare = max(self.config.canvas_length, LEAST_SPARE)
+            spare = max(self.config.canvas_length, MIN_ROLLBACK_TOKENS)
         return Cache(self.config, batch_size, capacity, spare, self.device, self.dtype)
 
     def clear_row(self, cache: Cache, row: int) -> None:

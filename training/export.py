@@ -1,4 +1,4 @@
-"""Write a trained model as it ships: `python -m hybrid.embedded.export drafter`.
+"""Write a trained model as it ships: `python -m training.export drafter`.
 
 The format is ModelOpt's NVFP4, as NVIDIA publishes DiffusionGemma and Gemma 4: four tensors for
 each quantised matrix, everything else bfloat16. The drafter's experts are quantised, and the
@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hybrid.embedded import PairRole, weights_path
-from hybrid.embedded.examples import ExampleSource
-from hybrid.embedded.networks import CANVAS_LENGTH, build_drafter, build_refiner
-from hybrid.embedded.objectives import encoder_loss, refiner_loss
-from hybrid.embedded.tokenizer import EOS, PAD, TOKENIZER_FILES
-from hybrid.embedded.tokenizer import load as load_tokenizer
 from hybrid.kernels.nvfp4 import BLOCK, E2M1_MAX, E4M3_MAX, quantize_torch
+from training.examples import ExampleSource
+from training.networks import CANVAS_LENGTH, build_drafter, build_refiner
+from training.objectives import encoder_loss, refiner_loss
+from training.tokenizer import EOS, PAD, TOKENIZER_FILES
+from training.tokenizer import load as load_tokenizer
 
 _CALIBRATION_EXAMPLES = 256
 _UNQUANTISED = {
@@ -52,9 +52,6 @@ def export(role: PairRole, *, run: Path | None = None, out: Path | None = None) 
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     write_configs(model, role, out)
-    log = run / "log.jsonl"
-    if log.exists():
-        shutil.copyfile(log, out / "training_log.jsonl")
 
 
 def activation_ranges(model: Any, source: ExampleSource, role: PairRole) -> Mapping[str, float]:

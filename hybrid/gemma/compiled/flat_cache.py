@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybrid.gemma.cache import Cache, Reading
 from hybrid.gemma.config import LayerKind
+from hybrid.gemma.model.cache import Cache, Reading
 
 PADDING = 16
 _HIDDEN = np.finfo(np.float32).min

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hybrid.gemma.checkpoint import Checkpoint
+from hybrid.gemma.checkpoint.nvfp4 import ACTIVATION_SCALES, MatrixReader, read_convention
+from hybrid.gemma.checkpoint.tensors import Checkpoint
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.quantized import ACTIVATION_SCALES, MatrixReader, read_convention
 
 # Of other kinds of input; hybrid is about text.
 TOWERS = tuple(

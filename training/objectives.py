@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 from transformers import DynamicCache
 
-from hybrid.embedded.examples import Example, ExampleSource
-from hybrid.embedded.networks import CANVAS_LENGTH, SOFTCAP
 from hybrid.embedded.tasks import TASKS
-from hybrid.embedded.tokenizer import EOS, PAD
+from training.examples import Example, ExampleSource
+from training.networks import CANVAS_LENGTH, SOFTCAP
+from training.tokenizer import EOS, PAD
 
 _AFTER_END_WEIGHT = 0.1  # loss weight of positions after the end token
 _CLEAN_WEIGHT = 0.5  # loss weight of positions that were not corrupted

@@ -1,0 +1,1 @@
+"""The same model with passes compiled ahead of time (AOTInductor): compiling and calling them."""
