@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 OUT ?= runs/curves
 
-.PHONY: demo test curves lint clean
+.PHONY: demo test curves docs lint clean
 
 demo: .venv/installed
 	$(BIN)/hybrid demo
@@ -23,8 +23,12 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in site/; a broken link or a name that is not found fails.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("hybrid needs Python 3.11 or newer; choose one with make PYTHON=...")'
