@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hybrid.kernels.gumbel_max_sample import gumbel_max_sample_torch
 from hybrid.kernels.noise import (
     SAMPLE,
     TOKENS,
@@ -14,7 +15,6 @@ from hybrid.kernels.noise import (
     random_tokens_torch,
     row_key,
 )
-from hybrid.kernels.race import race_torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,13 @@ class CounterNoise:
         return random_tokens_torch(self._keys(draws, positions, TOKENS), vocabulary).long()
 
     def renoise(self, draws: Sequence[Draw], probabilities: Tensor, accepted: Tensor) -> Tensor:
-        """See `Noise.renoise`; samples are exact, as `hybrid.kernels.race` says."""
+        """See `Noise.renoise`; samples are exact, as `hybrid.kernels.gumbel_max_sample` says."""
         rows, positions, vocabulary = probabilities.shape
         keys = self._keys(draws, positions, TOKENS, SAMPLE)
         token_ids = random_tokens_torch(keys[:rows], vocabulary).long()
-        samples = race_torch(keys[rows:].flatten(), probabilities.flatten(0, 1), accepted.flatten())
+        samples = gumbel_max_sample_torch(
+            keys[rows:].flatten(), probabilities.flatten(0, 1), accepted.flatten()
+        )
         return token_ids.masked_scatter_(accepted, samples)
 
     def _keys(self, draws: Sequence[Draw], positions: int, *purposes: int) -> Tensor:

@@ -13,10 +13,9 @@ from hybrid.drafters.noise import CounterNoise, Noise
 from hybrid.drafters.row import Row
 from hybrid.gemma.compiled.model import CompiledModel
 from hybrid.kernels.accept import FREE
-from hybrid.kernels.judge import Judged, judge_torch
+from hybrid.kernels.canvas_statistics import CanvasStatistics, canvas_statistics_torch
+from hybrid.kernels.head import BANNED_LOGIT
 from hybrid.kernels.noise import signed
-
-_NEVER = -1e4  # as a logit: finite, so that an entropy of it is
 
 
 class DenoisingModel(Protocol):
@@ -32,7 +31,7 @@ class DenoisingModel(Protocol):
 class Sampling(Protocol):
     """Both halves of a step."""
 
-    def judge(self, rows: Sequence[Row]) -> Judged:
+    def judge(self, rows: Sequence[Row]) -> CanvasStatistics:
         """What a pass makes of the rows' canvases."""
         ...
 
@@ -49,15 +48,15 @@ class EagerSampling:
     def __init__(self, model: DenoisingModel, cache: Any, noise: Noise) -> None:
         self._model, self._cache, self._noise = model, cache, noise
 
-    def judge(self, rows: Sequence[Row]) -> Judged:
+    def judge(self, rows: Sequence[Row]) -> CanvasStatistics:
         """See `Sampling.judge`."""
         canvas_ids = torch.stack([row.canvas_ids for row in rows])
         cache_rows = [row.cache_row for row in rows]
         logits = self._model.denoise(canvas_ids, _soft_embeddings(rows), self._cache, cache_rows)
         for index, row in enumerate(rows):
             for place, token in row.barred:
-                logits[index, place, token] = _NEVER
-        return judge_torch(logits, *_settings(rows, logits), _imposed_ids(rows))
+                logits[index, place, token] = BANNED_LOGIT
+        return canvas_statistics_torch(logits, *_settings(rows, logits), _imposed_ids(rows))
 
     def go_on(self, rows: Sequence[Row], p: Tensor, accepted: Tensor) -> tuple[Tensor, Tensor]:
         """See `Sampling.go_on`."""
@@ -75,7 +74,7 @@ class CompiledSampling:
         self._model, self._cache = model, cache
         self._eager = EagerSampling(model, cache, noise)
 
-    def judge(self, rows: Sequence[Row]) -> Judged:
+    def judge(self, rows: Sequence[Row]) -> CanvasStatistics:
         """See `Sampling.judge`."""
         if any(row.barred for row in rows):
             return self._eager.judge(rows)

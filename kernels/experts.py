@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from hybrid.kernels.gated import gelu_gate_torch
+from hybrid.kernels.arithmetic import gelu_gate_torch
 from hybrid.kernels.launch import (
     allows_assembly,
     architecture,

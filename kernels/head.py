@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from hybrid.kernels.constants import constant
+from hybrid.kernels.arithmetic import constant
 from hybrid.kernels.launch import architecture, launch, uses_triton
 from hybrid.kernels.noise import gumbel_torch
 
 VOCABULARY_TILE = 128
 _LARGE = (90, 100, 103)  # architectures with 227 KB of shared memory
-BARRED = -1e4  # as a logit: finite, so that an entropy of it is
+BANNED_LOGIT = -1e4  # as a logit: finite, so that an entropy of it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +115,15 @@ def head_sample(
     softcap: float | None,
     temperature: Tensor,
     keys: Tensor,
-    barred: Tensor | None,
+    banned_tokens: Tensor | None,
 ) -> HeadSample:
     """Distributions of ``hidden`` [T, H] at their ``temperature`` (float32 [T]), and a sample each.
 
     The sample is the arg-max of logits and `gumbel_torch` noise under ``keys`` (int32 [T]). Of
-    equals the first is taken. ``barred`` int32 [T, J] names tokens that are not to come, -1 none.
+    equals the first is taken. ``banned_tokens`` int32 [T, J] are never best or sampled; -1 is none.
     """
     if not uses_triton(hidden):
-        return head_sample_torch(hidden, embedding, softcap, temperature, keys, barred)
+        return head_sample_torch(hidden, embedding, softcap, temperature, keys, banned_tokens)
     from hybrid.kernels.device.head import merge_samples, sample_tile
 
     (tokens, _), vocabulary = hidden.shape, len(embedding)
@@ -147,7 +147,7 @@ def head_sample(
         embedding,
         temperature,
         keys,
-        keys if barred is None else barred,
+        keys if banned_tokens is None else banned_tokens,
         sampled.logits,
         tile_largest,
         sums,
@@ -156,8 +156,8 @@ def head_sample(
         noisy,
         drawn,
         SOFTCAP=softcap or 0.0,
-        BARRED=BARRED,
-        J=0 if barred is None else barred.shape[1],
+        BANNED_LOGIT=BANNED_LOGIT,
+        J=0 if banned_tokens is None else banned_tokens.shape[1],
     )
     _merge(
         merge_samples,
@@ -183,14 +183,14 @@ def head_sample_torch(
     softcap: float | None,
     temperature: Tensor,
     keys: Tensor,
-    barred: Tensor | None,
+    banned_tokens: Tensor | None,
 ) -> HeadSample:
     """As `head_sample`; in float64 if ``hidden`` is."""
     logits = head_torch(hidden, embedding, softcap)
     vocabulary = logits.shape[1]
-    if barred is not None:
-        named = torch.where(barred < 0, vocabulary, barred).long()
-        logits = pad(logits, (0, 1)).scatter_(1, named, BARRED)[:, :vocabulary]
+    if banned_tokens is not None:
+        named = torch.where(banned_tokens < 0, vocabulary, banned_tokens).long()
+        logits = pad(logits, (0, 1)).scatter_(1, named, BANNED_LOGIT)[:, :vocabulary]
     logits = logits / temperature[:, None]
     log_sum_exp = logits.logsumexp(-1)
     log_p = logits - log_sum_exp[:, None]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hybrid.kernels.gated import gelu_gate_torch
+from hybrid.kernels.arithmetic import gelu_gate_torch
 from hybrid.kernels.launch import allows_assembly, architecture, launch, shared_memory, uses_triton
 from hybrid.kernels.native import NativeMatrix, dense_native, linear_native
 from hybrid.kernels.nvfp4 import TILE_COLUMNS, PackedMatrix, dense, operand

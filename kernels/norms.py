@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid.kernels.constants import constant
+from hybrid.kernels.arithmetic import constant
 from hybrid.kernels.launch import launch, uses_triton
 
 

@@ -60,7 +60,7 @@ def unpack_torch(packed: Tensor) -> Tensor:
 
 
 def quantize_torch(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantise matrices [..., N, K] to (packed, weight_scale, weight_scale_2).
+    """Quantize matrices [..., N, K] to (packed, weight_scale, weight_scale_2).
 
     Shapes and dtypes: uint8 [..., N, K/2], float8_e4m3fn [..., N, K/16], float32 [...].
     K must be a multiple of 16. An all-zero matrix gets ``weight_scale_2 = 1``.

@@ -24,7 +24,7 @@ from hybrid.kernels.nvfp4 import (
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantise matrices [..., N, K] to (packed, weight_scale, weight_scale_2).
+    """Quantize matrices [..., N, K] to (packed, weight_scale, weight_scale_2).
 
     As `quantize_torch`, bit for bit.
     """
@@ -66,7 +66,7 @@ def dequantize(packed: Tensor, weight_scale: Tensor, weight_scale_2: Tensor) -> 
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantise activations [T, K] row by row to (packed, scales, factors).
+    """Quantize activations [T, K] row by row to (packed, scales, factors).
 
     Shapes and dtypes: uint8 [T, K'/2], float8_e4m3fn [T, K'/16], float32 [T]; K', with zeros behind
     K, is K rounded up to whole tiles of `TILE_COLUMNS`. A value is ``e2m1(code) * scale * factor``.

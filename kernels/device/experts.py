@@ -3,8 +3,7 @@
 import triton
 import triton.language as tl
 
-from hybrid.kernels.device.gated import gelu_gate
-from hybrid.kernels.device.product import multiply, restore
+from hybrid.kernels.device.product import gelu_gate, multiply, restore
 
 
 @triton.jit(do_not_specialize=["assignments"])

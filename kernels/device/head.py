@@ -104,9 +104,9 @@ def score_tile(
 
 @triton.jit  # canvases: `tokens` is a multiple of 16, and that keeps registers from spilling
 def sample_tile(
-    hidden, embedding, temperature, keys, barred, logits, largest, sums, moments, best, noisy,
-    drawn, tokens, V: tl.constexpr, H: tl.constexpr, J: tl.constexpr,
-    SOFTCAP: tl.constexpr, BARRED: tl.constexpr, IS_FULL: tl.constexpr, BLOCK_M: tl.constexpr,
+    hidden, embedding, temperature, keys, banned_tokens, logits, largest, sums, moments, best,
+    noisy, drawn, tokens, V: tl.constexpr, H: tl.constexpr, J: tl.constexpr, SOFTCAP: tl.constexpr,
+    BANNED_LOGIT: tl.constexpr, IS_FULL: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """What `merge_samples` needs of a tile; exponents and moments are relative to its largest."""
@@ -121,8 +121,8 @@ def sample_tile(
     )
     z = capped(total, SOFTCAP)
     for j in tl.static_range(J):
-        token = tl.load(barred + offs_m * J + j, mask=is_row, other=-1)
-        z = tl.where(offs_v[None, :] == token[:, None], BARRED, z)
+        token = tl.load(banned_tokens + offs_m * J + j, mask=is_row, other=-1)
+        z = tl.where(offs_v[None, :] == token[:, None], BANNED_LOGIT, z)
     z = z / tl.load(temperature + offs_m, mask=is_row, other=1.0)[:, None]
     if V % BLOCK_V != 0:
         z = tl.where(is_column[None, :], z, float("-inf"))

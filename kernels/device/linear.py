@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from hybrid.kernels.device.gated import gelu_gate
 from hybrid.kernels.device.product import (
     activation_tile,
+    gelu_gate,
     multiply,
     restore,
     weight_rows,

@@ -11,7 +11,7 @@ length, 22 turns of them, and their instructions would push each other out of th
 import triton
 import triton.language as tl
 
-from hybrid.kernels.device.gated import gelu_gate
+from hybrid.kernels.device.product import gelu_gate
 
 
 @triton.jit

@@ -111,3 +111,10 @@ def activation_tile(x_rows, x_mask, step, K: tl.constexpr, BLOCK_K: tl.constexpr
         mask = x_mask[:, None] & (column < K)[None, :]
         tile = tl.load(x_rows[:, None] + column[None, :], mask=mask, other=0.0)
     return tile
+
+
+@triton.jit
+def gelu_gate(gate, up):
+    """``gelu(gate) * up`` by a sigmoid, as arithmetic.py has it; float32 of the inputs' shape."""
+    slope = 1.5957691216057308 + 0.07135481627260025 * gate * gate
+    return gate * tl.sigmoid(gate * slope) * up

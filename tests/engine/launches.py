@@ -17,8 +17,8 @@ from torch import Tensor
 from hybrid.engine.canvases import Canvases
 from hybrid.engine.model import EngineModel
 from hybrid.engine.random_weights import random_weights
-from hybrid.kernels.compilation import identity
-from hybrid.kernels.gate import ARCHITECTURES, list_jobs
+from hybrid.kernels.gate.compilation import identity
+from hybrid.kernels.gate.jobs import ARCHITECTURES, list_jobs
 from hybrid.kernels.launch import recording
 from hybrid.kernels.native import NATIVE_ARCHITECTURES
 from hybrid.types import Activations

@@ -22,7 +22,7 @@ from hybrid.gemma.model.cache import Cache, Reading
 from hybrid.gemma.model.gemma import GemmaModel, load_model
 from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.kernels.accept import FREE
-from hybrid.kernels.judge import Judged, judge_torch
+from hybrid.kernels.canvas_statistics import CanvasStatistics, canvas_statistics_torch
 from hybrid.kernels.noise import signed
 from hybrid.protocols import DraftJob, Votes
 from hybrid.refiners.gemma import GemmaRefiner
@@ -77,7 +77,7 @@ def used(model: CompiledModel) -> bool:
 
 def judged(
     model: GemmaModel, canvas_ids: Tensor, soft: Tensor | None, cache: Cache, rows: Sequence[int]
-) -> Judged:
+) -> CanvasStatistics:
     """A pass and what is made of it, at other temperatures and bounds in every row."""
     count = len(rows)
     temperature, bound = torch.linspace(0.4, 0.9, count), torch.linspace(0.01, 4.0, count)
@@ -87,10 +87,12 @@ def judged(
         found = model.judge(canvas_ids, soft, temperature, bound, fixed_ids, cache, rows)
         assert found is not None
         return found
-    return judge_torch(model.denoise(canvas_ids, soft, cache, rows), temperature, bound, fixed_ids)
+    return canvas_statistics_torch(
+        model.denoise(canvas_ids, soft, cache, rows), temperature, bound, fixed_ids
+    )
 
 
-def assert_alike(one: Sequence[Judged], other: Sequence[Judged]) -> None:
+def assert_alike(one: Sequence[CanvasStatistics], other: Sequence[CanvasStatistics]) -> None:
     for mine, others in zip(one, other, strict=True):
         for ours, theirs in zip(mine, others, strict=True):
             assert_near(ours, theirs)

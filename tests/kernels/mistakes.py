@@ -7,8 +7,9 @@ import torch
 import triton
 import triton.language as tl
 
-from hybrid.kernels.gate import Job, examine
-from hybrid.kernels.gate_cases import NARROW, WIDE, Case, meta
+from hybrid.kernels.gate.cases.case import NARROW, WIDE, Case, meta
+from hybrid.kernels.gate.findings import examine
+from hybrid.kernels.gate.jobs import Job
 from hybrid.kernels.launch import launch, recording
 
 

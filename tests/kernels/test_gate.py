@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from hybrid.kernels.compilation import Compiled
-from hybrid.kernels.gate import Job, judge
-from hybrid.kernels.gate_cases import Case
+from hybrid.kernels.gate.cases.case import Case
+from hybrid.kernels.gate.compilation import Compiled
+from hybrid.kernels.gate.findings import problems
+from hybrid.kernels.gate.jobs import Job
+from hybrid.kernels.gate.machine_code import Loop
 from hybrid.kernels.launch import Launch
-from hybrid.kernels.machine_code import Loop
 
 ROOT = Path(__file__).parents[2]
 INNER, OUTER = Loop(400, 0, encloses=False), Loop(900, 12, encloses=True)
@@ -85,23 +86,23 @@ def job(architecture: int = 90) -> Job:
         ({"loops": (INNER,)}, 90, "1 loops around matrix instructions, 2 recorded"),
     ],
 )
-def test_what_is_judged_a_problem(changes: dict[str, Any], architecture: int, words: str) -> None:
-    (problem,) = judge(job(architecture), replace(GOOD, **changes), [400, 900])
+def test_what_is_a_problem(changes: dict[str, Any], architecture: int, words: str) -> None:
+    (problem,) = problems(job(architecture), replace(GOOD, **changes), [400, 900])
     assert words in problem
 
 
-def test_what_is_judged_good() -> None:
-    assert list(judge(job(), GOOD, [400, 900])) == []
-    assert list(judge(job(), GOOD, [364, 819])) == []
-    assert list(judge(job(), GOOD, None)) == []
+def test_what_is_no_problem() -> None:
+    assert list(problems(job(), GOOD, [400, 900])) == []
+    assert list(problems(job(), GOOD, [364, 819])) == []
+    assert list(problems(job(), GOOD, None)) == []
     waiting = replace(GOOD, loops=(replace(INNER, loads=2), OUTER))
     may_wait = replace(job(), case=replace(job().case, may_wait=True))
-    assert list(judge(may_wait, waiting, [400, 900])) == []
+    assert list(problems(may_wait, waiting, [400, 900])) == []
 
 
 def test_only_kernels_that_multiply_must_have_matrix_instructions() -> None:
     other = Job(job().case, Launch(named("merge"), (1,), {}, 4, 3), 90)
-    assert list(judge(other, replace(GOOD, matrix="", loops=()), None)) == []
+    assert list(problems(other, replace(GOOD, matrix="", loops=()), None)) == []
 
 
 def test_launches_of_one_kernel_in_one_case_are_told_apart() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybrid.kernels.machine_code import Loop, count_instructions, is_matrix, matrix_loops
+from hybrid.kernels.gate.machine_code import Loop, count_instructions, is_matrix, matrix_loops
 
 
 def code(*lines: str) -> str:

@@ -179,7 +179,7 @@ def test_experts(
 
 
 def test_forms_may_be_mixed(interpreted: None) -> None:
-    """A checkpoint may quantise one of an expert's two matrices."""
+    """A checkpoint may quantize one of an expert's two matrices."""
     gate_up = random_matrix(3, 64, 64)
     down = torch.randn(3, 64, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
     x, weights = random_rows(6, 64), torch.ones(6, 2)

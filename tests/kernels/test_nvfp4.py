@@ -58,7 +58,7 @@ def test_code_times_scale_is_exact_in_bfloat16() -> None:
     assert torch.equal(products.bfloat16().float(), products)
 
 
-def test_quantising_uses_the_whole_range() -> None:
+def test_quantizing_uses_the_whole_range() -> None:
     weight = torch.randn(3, 32, 64, generator=torch.Generator().manual_seed(0))
     packed, scale, scale_2 = nvfp4.quantize_torch(weight)
     assert (packed.dtype, scale.dtype, scale_2.dtype) == (
@@ -74,7 +74,7 @@ def test_quantising_uses_the_whole_range() -> None:
     assert ((decoded - weight).reshape(3, 32, 4, 16).abs() <= bound).all()
 
 
-def test_quantising_what_was_decoded_changes_nothing() -> None:
+def test_quantizing_what_was_decoded_changes_nothing() -> None:
     weight = torch.randn(16, 128, generator=torch.Generator().manual_seed(1))
     decoded = nvfp4.dequantize_torch(*nvfp4.quantize_torch(weight))
     assert torch.equal(nvfp4.dequantize_torch(*nvfp4.quantize_torch(decoded)), decoded)

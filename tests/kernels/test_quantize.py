@@ -40,7 +40,7 @@ def rows_one_by_one(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return packed[:, 0], scales[:, 0], factors
 
 
-def test_a_row_of_activations_is_quantised_as_a_matrix_of_one_row() -> None:
+def test_a_row_of_activations_is_quantized_as_a_matrix_of_one_row() -> None:
     x = torch.randn(7, 128, generator=torch.Generator().manual_seed(0))
     x[3] = 0
     for actual, expected in zip(quantize_rows_torch(x), rows_one_by_one(x), strict=True):
@@ -86,7 +86,7 @@ def test_kernels_decode_all_codes_under_all_scales(factor: float) -> None:
 
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("name", matrices())
-def test_kernels_quantise_bit_for_bit(name: str) -> None:
+def test_kernels_quantize_bit_for_bit(name: str) -> None:
     weight = matrices()[name]
     for actual, expected in zip(quantize(weight), quantize_torch(weight), strict=True):
         assert actual.dtype == expected.dtype
@@ -96,7 +96,7 @@ def test_kernels_quantise_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_kernels_quantise_activations_bit_for_bit() -> None:
+def test_kernels_quantize_activations_bit_for_bit() -> None:
     for weight in matrices().values():
         x = weight.flatten(0, -2)
         for actual, expected in zip(quantize_rows(x), quantize_rows_torch(x), strict=True):
@@ -119,7 +119,7 @@ def test_kernels_round_every_scale_as_torch_does() -> None:
 
 
 @pytest.mark.usefixtures("interpreted")
-def test_kernels_quantise_no_rows() -> None:
+def test_kernels_quantize_no_rows() -> None:
     assert [part.shape for part in quantize_rows(torch.zeros(0, 64))] == [(0, 32), (0, 4), (0,)]
 
 

@@ -21,7 +21,7 @@ from hybrid.gemma.model.cache import MIN_ROLLBACK_TOKENS, Cache, Reading
 from hybrid.gemma.model.gemma import GemmaModel, load_model
 from hybrid.gemma.model.weights import GemmaWeights
 from hybrid.kernels.accept import FREE
-from hybrid.kernels.judge import Judged
+from hybrid.kernels.canvas_statistics import CanvasStatistics
 
 MOST_TOKENS = 256  # of a causal pass, which lays out its scores
 _PACKED_TOKENS = 128  # of rows that are read as one: each token is scored against all of them
@@ -55,9 +55,9 @@ class CompiledModel(GemmaModel):
         fixed_ids: Tensor | None,
         cache: Cache,
         rows: Sequence[int],
-    ) -> Judged | None:
-        """A denoising pass as `denoise` takes it and `judge_torch` on its logits; None if there is
-        no program for that.
+    ) -> CanvasStatistics | None:
+        """A denoising pass as `denoise` takes it and `canvas_statistics_torch` on its logits; None
+        if there is no program for that.
         """
         parts, tokens = _parts(len(rows)), canvas_ids.shape[1]
         names = [judging_program(size) for size in parts]
@@ -73,7 +73,7 @@ class CompiledModel(GemmaModel):
         places = self._canvas_places(reading, parts, cache)
         try:
             if len(parts) == 1:
-                return Judged(*self._programs[names[0]]([*given, *places[0]]))
+                return CanvasStatistics(*self._programs[names[0]]([*given, *places[0]]))
             pieces = [tensor.split_with_sizes(parts) for tensor in given]
             judged = [
                 self._programs[name]([*own, *place])
@@ -82,7 +82,7 @@ class CompiledModel(GemmaModel):
         except LibraryError as error:
             self._give_up(error)
             return None
-        return Judged(*map(torch.cat, zip(*judged, strict=True)))
+        return CanvasStatistics(*map(torch.cat, zip(*judged, strict=True)))
 
     def renoise(
         self, p: Tensor, accepted: Tensor, seeds: Sequence[int], canvas: int, step: int

@@ -20,7 +20,7 @@ from torch.nn.functional import linear, pad
 from hybrid.gemma.config import LayerKind
 from hybrid.gemma.model.gemma import GemmaModel
 from hybrid.gemma.model.layer import Layer, Rotation
-from hybrid.kernels.judge import judge_torch, renoise_torch
+from hybrid.kernels.canvas_statistics import canvas_statistics_torch, renoise_torch
 from hybrid.kernels.norms import add_rms_norm_torch, rms_norm_torch
 
 KINDS: tuple[LayerKind, ...] = ("sliding", "full")
@@ -50,9 +50,10 @@ class Place:
 
 
 class Judging(nn.Module):
-    """A step's pass, and what is made of its logits: a `Judged` as a tuple.
+    """A step's pass, and what is made of its logits: a `CanvasStatistics` as a tuple.
 
-    ``canvas_ids`` [R, C], ``soft_embedding`` [R, C, H], the others as `judge_torch` takes them.
+    ``canvas_ids`` [R, C], ``soft_embedding`` [R, C, H], the others as `canvas_statistics_torch`
+    takes them.
     """
 
     def __init__(self, model: GemmaModel) -> None:
@@ -77,7 +78,7 @@ class Judging(nn.Module):
         place = Place(tuple(turns), tuple(slots), tuple(masks))
         x = self._stack.run(x, place, keys, values, is_whole=True)
         logits = model.logits(rms_norm_torch(x, model.weights.norm, model.config.rms_norm_eps))
-        return tuple(judge_torch(logits, temperature, bound, fixed_ids))
+        return tuple(canvas_statistics_torch(logits, temperature, bound, fixed_ids))
 
 
 class Renoising(nn.Module):

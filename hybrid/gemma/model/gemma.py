@@ -19,8 +19,7 @@ from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.model.cache import MIN_ROLLBACK_TOKENS, Cache, Reading, whole_numbers
 from hybrid.gemma.model.layer import MANY_TOKENS, Layer, Rotation
 from hybrid.gemma.model.weights import GemmaWeights, read_weights
-from hybrid.kernels.constants import constant
-from hybrid.kernels.gated import gelu_gate_torch
+from hybrid.kernels.arithmetic import constant, gelu_gate_torch
 from hybrid.kernels.head import head_torch
 from hybrid.kernels.norms import rms_norm_torch
 from hybrid.kernels.rope import frequencies_torch, rotation_torch

@@ -13,16 +13,15 @@ from torch.nn.functional import linear
 
 from hybrid.gemma.config import GemmaConfig, LayerConfig
 from hybrid.gemma.model.cache import Span
+from hybrid.gemma.model.mixture import mixture_torch
 from hybrid.gemma.model.weights import (
     ExpertWeights,
     FeedForwardWeights,
     LayerWeights,
     UnitedWeights,
 )
+from hybrid.kernels.arithmetic import constant, gelu_gate_torch
 from hybrid.kernels.attention import attention_torch
-from hybrid.kernels.constants import constant
-from hybrid.kernels.gated import gelu_gate_torch
-from hybrid.kernels.mixture import mixture_torch
 from hybrid.kernels.norms import add_rms_norm_torch, rms_norm_torch
 from hybrid.kernels.rope import rotate_torch
 from hybrid.kernels.route import choose_experts_torch, route_dense_torch

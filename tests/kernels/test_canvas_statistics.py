@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from hybrid.drafters.noise import CounterNoise, Draw
 from hybrid.kernels.accept import FREE
-from hybrid.kernels.judge import Judged, judge_torch, renoise_torch
+from hybrid.kernels.canvas_statistics import (
+    CanvasStatistics,
+    _argmax,
+    canvas_statistics_torch,
+    renoise_torch,
+)
 from hybrid.kernels.noise import signed
 
 ROWS, PLACES, VOCABULARY = 3, 7, 29
@@ -32,7 +37,7 @@ def fixed_ids() -> Tensor:
     return ids
 
 
-def in_float64(logits: Tensor, fixed: Tensor | None) -> Judged:
+def in_float64(logits: Tensor, fixed: Tensor | None) -> CanvasStatistics:
     p = (logits.double() / TEMPERATURE.double()[:, None, None]).softmax(-1)
     best = logits.argmax(-1)
     if fixed is not None:
@@ -48,10 +53,10 @@ def in_float64(logits: Tensor, fixed: Tensor | None) -> Judged:
             accepted[row, place] = spent <= BOUND[row].item() + 1e-9
             spent += entropy[row, place].item()
     mean = (entropy * is_free).sum(-1) / is_free.sum(-1).clamp(min=1)
-    return Judged(p, best, entropy, accepted, mean)
+    return CanvasStatistics(p, best, entropy, accepted, mean)
 
 
-def assert_alike(found: Judged, expected: Judged) -> None:
+def assert_alike(found: CanvasStatistics, expected: CanvasStatistics) -> None:
     for ours, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, reference.to(ours.dtype), atol=2e-6, rtol=2e-6)
 
@@ -61,16 +66,16 @@ def assert_alike(found: Judged, expected: Judged) -> None:
 def test_judged_as_in_float64(kind: str, fixed: Tensor | None) -> None:
     logits = make_logits(kind)
     expected = in_float64(logits, fixed)
-    assert_alike(judge_torch(logits.clone(), TEMPERATURE, BOUND, fixed), expected)
+    assert_alike(canvas_statistics_torch(logits.clone(), TEMPERATURE, BOUND, fixed), expected)
 
 
 class Traced(nn.Module):
-    """`judge_torch` and `renoise_torch`, for `torch.export`."""
+    """`canvas_statistics_torch` and `renoise_torch`, for `torch.export`."""
 
     def forward(
         self, logits: Tensor, fixed: Tensor, seeds: Tensor, canvas: Tensor, step: Tensor
     ) -> tuple[Tensor, ...]:
-        found = judge_torch(logits.clone(), TEMPERATURE, BOUND, fixed)
+        found = canvas_statistics_torch(logits.clone(), TEMPERATURE, BOUND, fixed)
         return *found, renoise_torch(found.p, found.accepted, seeds, canvas, step)
 
 
@@ -85,6 +90,21 @@ def test_compilers_are_given_the_same(kind: str) -> None:
     Traced()(*inputs)  # so that numbers kept as tensors are there before they are traced
     program = torch.export.export(Traced(), inputs, strict=False).module()
     *found, next_ids = program(*inputs)
-    assert_alike(Judged(*found), judge_torch(logits.clone(), TEMPERATURE, BOUND, fixed))
+    assert_alike(
+        CanvasStatistics(*found), canvas_statistics_torch(logits.clone(), TEMPERATURE, BOUND, fixed)
+    )
     noise = CounterNoise(torch.device("cpu"))
     assert torch.equal(next_ids, noise.renoise(draws, found[0], found[3]))
+
+
+@pytest.mark.parametrize("shape", [(1,), (919,), (3, 1), (2, 32, 919)])
+def test_argmax_finds_what_torch_finds(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(_argmax(x * 1.0), x.argmax(-1))
+
+
+def test_argmax_takes_the_first_of_equals() -> None:
+    x = torch.tensor([[0.0, 2.0, 2.0], [-1e4, -1e4, -1e4], [1.0, 0.0, 1.0]])
+    assert _argmax(x).tolist() == [1, 0, 0]
+    assert _argmax(x.t()).tolist() == [2, 0, 0]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import gelu
 
-from hybrid.kernels.gated import gelu_gate_torch
-from hybrid.kernels.mixture import mixture_torch
+from hybrid.gemma.model.mixture import mixture_torch
+from hybrid.kernels.arithmetic import gelu_gate_torch
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybrid.kernels.gate.machine_code import Loop, count_instructions, is_matrix, matrix_loops
 from hybrid.kernels.launch import Launch
-from hybrid.kernels.machine_code import Loop, count_instructions, is_matrix, matrix_loops
 
 _POINTERS = {
     torch.bfloat16: "*bf16",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from hybrid.kernels.gated import gelu_gate_torch
+from hybrid.kernels.arithmetic import gelu_gate_torch
 
 
 def mixture_torch(
