@@ -31,22 +31,39 @@ class Options(TypedDict, total=False):
     """Keyword arguments of every call that takes a prompt; what is left out, the policy decides."""
 
     task: str | None
+    """A task of the policy; without it the task is recognised from the prompt."""
     budget: str | timedelta | None
-    timeout: str | timedelta | None  # an upper bound of the budget that the policy gives
-    effort: str | None  # a level of the policy's `effort`
+    """How long the answer may take: a duration with its unit ("500ms", "2s") or a timedelta."""
+    timeout: str | timedelta | None
+    """An upper bound of the budget, whether the request or the policy sets that."""
+    effort: str | None
+    """A level of the policy's `effort`, which stands for a budget: "low", "medium", "high", ..."""
     max_new_tokens: int | None
+    """The longest answer, in tokens; at least 1."""
     infill: str | None
+    """A template of the answer; `<blank:N>` is N tokens to write, all other text is kept."""
     seed: int | None
+    """From 0 to 2**63 - 1; the same seed and plan give the same text. Drawn if left out."""
     max_denoising_steps: int | None
-    num_diffusion_steps: int | None  # the articles' name of the same number
+    """The most denoising steps a canvas may take, from 1 to 1024."""
+    num_diffusion_steps: int | None
+    """Another name of `max_denoising_steps`."""
     entropy_bound: float | None
+    """The joint uncertainty, in nats, of the positions that one step may accept."""
     t_min: float | None
+    """The sampling temperature at a canvas's last step."""
     t_max: float | None
+    """The sampling temperature at a canvas's first step."""
     stability_threshold: int | None
+    """A canvas may end once this many steps in a row have left its best tokens unchanged."""
     confidence_threshold: float | None
+    """A canvas may end once its mean entropy is below this many nats a position."""
     refine: str | None
-    temperature: float | None  # multiplies the draft's temperatures; the refiner's own
-    checks: Sequence[object]  # see hybrid.checks.read_check
+    """What the refiner does: a refine mode such as "none", "cascade" or "verify"."""
+    temperature: float | None
+    """Multiplies the draft's temperatures; for what the refiner writes, it is the temperature."""
+    checks: Sequence[object]
+    """What the answer must satisfy: mappings such as `{"regex": "^[0-9]+$"}`, or functions."""
 
 
 def make_request(prompt: Prompt, options: Options) -> Request:

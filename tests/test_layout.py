@@ -1,9 +1,11 @@
 """The rules about folders and imports that no other tool checks."""
 
 import ast
+import pydoc
 import re
 import subprocess
 import sys
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
@@ -70,7 +72,7 @@ def test_no_package_shadows_hugging_face_kernels() -> None:
 
 
 def test_transformers_still_imports_its_kernels() -> None:
-    pytest.importorskip("transformers.integrations.hub_kernels")
+    import_module("transformers.integrations.hub_kernels")
 
 
 @pytest.mark.parametrize("name", ["drafters", "kernels", "policies", "refiners"])
@@ -85,50 +87,30 @@ def test_data_files_are_packaged() -> None:
     assert (package / "py.typed").is_file()
 
 
-def test_the_public_names_are_pinned() -> None:
+def test_public_names_load_and_are_shown_by_dir_and_help() -> None:
     import hybrid
 
-    assert (
-        sorted(hybrid.__all__)
-        == hybrid.__all__
-        == [
-            "AsyncHybrid",
-            "BackendError",
-            "Cancelled",
-            "CapabilityError",
-            "CheckpointError",
-            "DeadlineExceeded",
-            "Denoised",
-            "Drafted",
-            "Event",
-            "Finished",
-            "Hybrid",
-            "HybridError",
-            "Message",
-            "Models",
-            "Patched",
-            "Plan",
-            "Planned",
-            "PolicyError",
-            "Request",
-            "RequestError",
-            "Result",
-            "__version__",
-            "load_policy",
-        ]
-    )
+    assert {"AsyncHybrid", "Hybrid", "Options", "Result", "load_policy"} <= {*hybrid.__all__}
     assert all(hasattr(hybrid, name) for name in hybrid.__all__)
+    assert {*hybrid.__all__} <= {*dir(hybrid)}
+    shown = pydoc.plain(pydoc.render_doc(hybrid))
+    assert "class Hybrid(" in shown
+    assert "load_policy(" in shown
 
 
-@pytest.mark.parametrize("module", ["hybrid", "hybrid.cli", "hybrid.policies.planner"])
-def test_light_modules_import_no_torch(module: str) -> None:
-    heavy = "{'torch', 'transformers', 'triton'}"
-    assert python(f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))") == "[]\n"
+HEAVY = ["torch", "transformers", "triton"]
 
 
-def test_import_hybrid_takes_under_300_ms() -> None:
-    code = "import time; t = time.perf_counter(); import hybrid; print(time.perf_counter() - t)"
-    assert min(float(python(code)) for _ in range(3)) < 0.3
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("hybrid", [*HEAVY, "numpy", "pydantic", "rich"]),
+        ("hybrid.cli", HEAVY),
+        ("hybrid.policies.planner", HEAVY),
+    ],
+)
+def test_light_modules_import_nothing_heavy(module: str, heavy: list[str]) -> None:
+    assert python(f"import sys, {module}; print(sorted({{*{heavy}}} & set(sys.modules)))") == "[]\n"
 
 
 def test_the_architecture_names_every_file() -> None:
