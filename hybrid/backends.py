@@ -90,8 +90,8 @@ def _load(
     try:
         kind = getattr(import_module(module), name)
     except ModuleNotFoundError as error:
-        hint = f"backend {choice.backend} needs {error.name}: pip install 'hybrid-gemma[remote]'"
-        raise BackendError("load", hint) from None
+        missing = f"{error.name} is not installed; install hybrid with the extra 'remote'"
+        raise CapabilityError(f"backend {choice.backend}", "this installation", missing) from None
     if is_remote:
         return kind.connect(folder, choice)
     return kind.from_directory(folder, choice.device, choice.activations)

@@ -13,8 +13,13 @@ Anything else that escapes is a bug in hybrid.
 """
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+_REPR = reprlib.Repr()  # of a value that may be of any size
+_REPR.maxstring = _REPR.maxother = 200
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 20
 
 
 class HybridError(Exception):
@@ -29,7 +34,7 @@ class RequestError(HybridError):
     """A request that cannot be answered as asked; nothing was run."""
 
     def __init__(self, field: str, given: object, allowed: str) -> None:
-        super().__init__(f"{field}: {given!r} is not allowed; {allowed}")
+        super().__init__(f"{field}: {_REPR.repr(given)} is not allowed; {allowed}")
         self.field, self.given, self.allowed = field, given, allowed
 
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypedDict, cast, get_args
 
-from hybrid.checks import read_check
+from hybrid.checks import MAX_CHECKS, read_check
 from hybrid.deadline import parse_duration
 from hybrid.errors import RequestError, did_you_mean
 from hybrid.types import (
@@ -228,6 +228,8 @@ def _number(field: str, value: float | None) -> float | None:
 def _checks(checks: Sequence[object]) -> tuple[Check, ...]:
     if isinstance(checks, str | bytes) or not isinstance(checks, Sequence):
         raise RequestError("checks", checks, "a list of checks")
+    if len(checks) > MAX_CHECKS:
+        raise RequestError("checks", f"{len(checks)} checks", f"at most {MAX_CHECKS}")
     return tuple(read_check(check) for check in checks)
 
 

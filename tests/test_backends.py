@@ -23,7 +23,7 @@ from hybrid.errors import (
     RequestError,
 )
 from hybrid.policies.loader import parse_policy
-from hybrid.policies.schema import Policy
+from hybrid.policies.schema import Policy, RefinerModelSection
 from hybrid.protocols import DraftJob
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.types import Activations, DraftParams, Request
@@ -183,3 +183,14 @@ def test_a_hub_that_gives_nothing_says_whether_to_try_again(
     with pytest.raises(BackendError, match=f"load: {model}: ") as raised:
         find_model(model, "drafter")
     assert raised.value.retryable is retryable
+
+
+def test_a_backend_whose_package_is_missing_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("vllm", "server"):
+        monkeypatch.delitem(sys.modules, f"hybrid.refiners.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    server = RefinerModelSection(backend="vllm", url="http://127.0.0.1:9/v1")
+    with pytest.raises(CapabilityError, match="httpx is not installed.*extra 'remote'"):
+        load_models(None, server)
