@@ -98,7 +98,7 @@ def _load(folder: Path, device: str) -> Any:
 
     name = next(iter(Fields.read(folder / "config.json").values.get("architectures") or [""]))
     if name in CLASSES and "Diffusion" not in name:
-        return load_hf_reference(folder, device)  # which also reads quantised weights
+        return load_hf_reference(folder, device)  # which also reads quantized weights
     if not name.startswith(_FAMILY) or not hasattr(transformers, name):
         expected = "a Gemma 4 that transformers knows, such as Gemma4ForConditionalGeneration"
         raise CheckpointError(str(folder), f"architecture {name!r}: expected {expected}")

@@ -1,6 +1,6 @@
 """Measure the shipped pair: `python -m training.evaluate`, a few minutes on two cores.
 
-Everything runs on the native stack, from the quantised files, on held-out prompts. Rows are drafted
+Everything runs on the native stack, from the quantized files, on held-out prompts. Rows are drafted
 in batches, which changes nothing: a draft depends on its own seed alone.
 """
 

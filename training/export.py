@@ -1,7 +1,7 @@
 """Write a trained model as it ships: `python -m training.export drafter`.
 
 The format is ModelOpt's NVFP4, as NVIDIA publishes DiffusionGemma and Gemma 4: four tensors for
-each quantised matrix, everything else bfloat16. The drafter's experts are quantised, and the
+each quantized matrix, everything else bfloat16. The drafter's experts are quantized, and the
 refiner's feed-forward matrices. Activation scales come from a pass over training examples.
 """
 
@@ -26,7 +26,7 @@ from training.tokenizer import EOS, PAD, TOKENIZER_FILES
 from training.tokenizer import load as load_tokenizer
 
 _CALIBRATION_EXAMPLES = 256
-_UNQUANTISED = {
+_UNQUANTIZED = {
     "drafter": ["lm_head", "*mlp*", "*router*", "*self_attn*", "*self_conditioning*"],
     "refiner": ["lm_head", "*self_attn*"],
 }
@@ -36,7 +36,7 @@ app = cyclopts.App(name="export", help=__doc__)
 
 @app.default
 def export(role: PairRole, *, run: Path | None = None, out: Path | None = None) -> None:
-    """Quantise the checkpoint in RUN (runs/ROLE) and write the model folder OUT (the package's)."""
+    """Quantize the checkpoint in RUN (runs/ROLE) and write the model folder OUT (the package's)."""
     run, out = run or Path("runs") / role, out or weights_path(role)
     tokenizer = load_tokenizer()
     model: Any = (build_drafter if role == "drafter" else build_refiner)(len(tokenizer))
@@ -55,7 +55,7 @@ def export(role: PairRole, *, run: Path | None = None, out: Path | None = None) 
 
 
 def activation_ranges(model: Any, source: ExampleSource, role: PairRole) -> Mapping[str, float]:
-    """The largest magnitude that each quantised matrix's input takes, by module name."""
+    """The largest magnitude that each quantized matrix's input takes, by module name."""
     ranges: dict[str, float] = defaultdict(float)
 
     def observe(name: str, x: Tensor) -> None:
@@ -103,18 +103,18 @@ def stored_tensors(
             for index, both in enumerate(tensor):
                 for part, matrix in zip(("gate_proj", "up_proj"), both.chunk(2), strict=True):
                     amax = ranges[f"{experts}.{part}"]
-                    yield from _quantised(f"{experts}.{index}.{part}", matrix, amax)
+                    yield from _quantized(f"{experts}.{index}.{part}", matrix, amax)
         elif name.endswith("experts.down_proj"):
             experts = name.removesuffix(".down_proj")
             for index, matrix in enumerate(tensor):
-                yield from _quantised(f"{experts}.{index}.down_proj", matrix, ranges[name])
+                yield from _quantized(f"{experts}.{index}.down_proj", matrix, ranges[name])
         elif role == "refiner" and ".mlp." in name:
-            yield from _quantised(module, tensor, ranges[module])
+            yield from _quantized(module, tensor, ranges[module])
         else:
             yield name, tensor.to(torch.bfloat16).contiguous()
 
 
-def _quantised(name: str, matrix: Tensor, amax: float) -> Iterator[tuple[str, Tensor]]:
+def _quantized(name: str, matrix: Tensor, amax: float) -> Iterator[tuple[str, Tensor]]:
     packed, scale, scale_2 = quantize_torch(matrix)
     yield f"{name}.weight", packed.contiguous()
     yield f"{name}.weight_scale", scale.contiguous()
@@ -123,8 +123,8 @@ def _quantised(name: str, matrix: Tensor, amax: float) -> Iterator[tuple[str, Te
 
 
 def write_configs(model: Any, role: PairRole, out: Path) -> None:
-    """config.json with its quantisation, hf_quant_config.json and generation_config.json."""
-    quantisation = {"quant_algo": "NVFP4", "group_size": BLOCK, "kv_cache_quant_algo": None}
+    """config.json with its quantization, hf_quant_config.json and generation_config.json."""
+    quantization = {"quant_algo": "NVFP4", "group_size": BLOCK, "kv_cache_quant_algo": None}
     scheme = {"num_bits": 4, "type": "float", "group_size": BLOCK, "dynamic": False}
     config = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
@@ -135,9 +135,9 @@ def write_configs(model: Any, role: PairRole, out: Path) -> None:
         "config_groups": {
             "group_0": {"input_activations": scheme, "weights": scheme, "targets": ["Linear"]}
         },
-        "ignore": _UNQUANTISED[role],
+        "ignore": _UNQUANTIZED[role],
     }
-    quantisation["exclude_modules"] = _UNQUANTISED[role]
+    quantization["exclude_modules"] = _UNQUANTIZED[role]
     generation: dict[str, Any] = {"eos_token_id": EOS, "pad_token_id": PAD}
     if role == "drafter":
         generation |= {
@@ -151,7 +151,7 @@ def write_configs(model: Any, role: PairRole, out: Path) -> None:
         }
     files = {
         "config.json": config,
-        "hf_quant_config.json": {"quantization": quantisation},
+        "hf_quant_config.json": {"quantization": quantization},
         "generation_config.json": generation,
     }
     for name, content in files.items():

@@ -57,7 +57,7 @@ class Inspection:
     vocabulary: int
     context: int
     canvas_length: int
-    quantisation: str
+    quantization: str
     parts: tuple[Part, ...]
     cache_bytes: int
     gpu_bytes: int
@@ -141,7 +141,7 @@ def inspect_folder(folder: Path) -> Inspection:
         vocabulary=config.vocab_size,
         context=config.max_position_embeddings,
         canvas_length=config.canvas_length,
-        quantisation="none" if convention == "plain" else f"NVFP4 as {convention} spells it",
+        quantization="none" if convention == "plain" else f"NVFP4 as {convention} spells it",
         parts=tuple(_parts(tensors)),
         cache_bytes=cached,
         gpu_bytes=plan.total,
@@ -176,7 +176,7 @@ def facts(found: Inspection) -> Table:
         f"vocabulary {found.vocabulary:,}",
         "context": f"{found.context:,} tokens"
         + (f", canvas {found.canvas_length}" if found.canvas_length else ""),
-        "quantisation": found.quantisation,
+        "quantization": found.quantization,
         "as stored": f"{_size(found.stored_bytes)}; with a full cache {_size(stored)}, "
         f"{_fits(stored)}",
         "on a GPU": f"{found.gpu_plan}, {_fits(found.gpu_bytes)}",

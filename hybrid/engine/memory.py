@@ -17,7 +17,7 @@ from hybrid.gemma.checkpoint.nvfp4 import ACTIVATION_SCALES
 from hybrid.gemma.checkpoint.stack_reader import TOWERS
 from hybrid.gemma.checkpoint.tensors import Checkpoint
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.model.cache import MIN_ROLLBACK_TOKENS, slots_by_kind
+from hybrid.gemma.model.cache import MIN_ROLLBACK_TOKENS, default_spare, slots_by_kind
 from hybrid.gemma.model.weights import FEW_EXPERTS
 from hybrid.kernels.nvfp4 import BLOCK, TILE_COLUMNS, TILE_ROWS
 
@@ -111,7 +111,7 @@ def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
 
 def row_bytes(config: GemmaConfig, context: int, dtype: torch.dtype) -> int:
     """Bytes of the keys and values of one row."""
-    spare = max(config.canvas_length, MIN_ROLLBACK_TOKENS)
+    spare = default_spare(config)
     size = RoomSize(1, context, spare).in_stock()
     slots = slots_by_kind(config, size.capacity, size.spare)
     numbers = sum(

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from hybrid.engine.memory import row_bytes, work_bytes
-from hybrid.engine.passes import Pass, Places, rope_of
+from hybrid.engine.passes import Pass, Places
 from hybrid.engine.rooms import Rooms, RoomSize
 from hybrid.engine.weights import EngineWeights, FeedForwardWeights, LayerWeights
 from hybrid.errors import CapabilityError
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.model.cache import MIN_ROLLBACK_TOKENS, Cache, Reading, whole_numbers
+from hybrid.gemma.model.cache import AttentionMetadata, Cache, default_spare, to_ints
 from hybrid.kernels.attention import cached_attention
 from hybrid.kernels.experts import experts
 from hybrid.kernels.head import head, head_scores
@@ -65,7 +65,7 @@ class EngineModel:
         CapabilityError if the device has no room for it.
         """
         if spare is None:
-            spare = max(self.config.canvas_length, MIN_ROLLBACK_TOKENS)
+            spare = default_spare(self.config)
         if min(batch_size, capacity, spare) < 1:
             raise ValueError(f"{batch_size=}, {capacity=} and {spare=} must all be above zero")
         size = RoomSize(batch_size, capacity, spare)
@@ -129,16 +129,16 @@ class EngineModel:
         ``token_ids`` [R, T] is right-padded; the first ``lengths[r]`` tokens are appended to cache
         row ``rows[r]``, and hidden states beyond them mean nothing.
         """
-        numbers, remaining = whole_numbers(rows), whole_numbers(lengths)
+        numbers, remaining = to_ints(rows), to_ints(lengths)
         outputs: list[Tensor] = []
         tokens, done = token_ids.shape[1], 0
         most = max(_CHUNK // len(numbers), _DECODED, self.config.canvas_length)
         while done < tokens or not outputs:
             now = [min(most, length) for length in remaining]
-            reading = cache.reading(numbers, now, min(tokens - done, most), causal=True)
-            if (fits := cache.most_tokens(reading)) < reading.tokens:
+            reading = cache.metadata(numbers, now, min(tokens - done, most), causal=True)
+            if (fits := cache.max_pass_tokens(reading)) < reading.tokens:
                 now = [min(fits, length) for length in now]
-                reading = cache.reading(numbers, now, fits, causal=True)
+                reading = cache.metadata(numbers, now, fits, causal=True)
             ids = token_ids[:, done : done + reading.tokens]
             outputs.append(self._read(ids, reading, cache))
             remaining = [left - read for left, read in zip(remaining, now, strict=True)]
@@ -167,13 +167,13 @@ class EngineModel:
         ``canvas_ids`` [R, C]; ``soft_embedding`` [R, C, H], zeros for rows at a canvas's first
         step, None if all are. The cache is left as it was.
         """
-        numbers, tokens = whole_numbers(rows), canvas_ids.shape[1]
+        numbers, tokens = to_ints(rows), canvas_ids.shape[1]
         if self.weights.self_conditioning is None:
             raise ValueError("this model has no self-conditioning: it cannot denoise")
         if tokens > self.config.canvas_length:
             raise ValueError(f"a canvas has {self.config.canvas_length} tokens, not {tokens}")
-        reading = cache.reading(numbers, [tokens] * len(numbers), tokens, causal=False)
-        cache.touch(reading)
+        reading = cache.metadata(numbers, [tokens] * len(numbers), tokens, causal=False)
+        cache.mark_written(reading)
         vectors = _vectors(reading, self.device)
         if soft_embedding is None:
             shape = (*canvas_ids.shape, self.config.hidden_size)
@@ -220,13 +220,13 @@ class EngineModel:
         """The expected embedding [R, C, H] of ``probabilities`` [R, C, V]."""
         return (probabilities.to(self.dtype) @ self.weights.embedding) * self.embedding_scale
 
-    def _read(self, token_ids: Tensor, reading: Reading, cache: Cache) -> Tensor:
+    def _read(self, token_ids: Tensor, reading: AttentionMetadata, cache: Cache) -> Tensor:
         rooms = self.rooms(cache)
         tokens = next((size for size in _SIZES if size >= reading.tokens), reading.tokens)
         ids = torch.zeros((len(reading.rows), tokens), device=self.device, dtype=torch.int64)
         ids[:, : token_ids.shape[1]].copy_(token_ids)
         inputs = (ids, *_vectors(reading, self.device))
-        cache.touch(reading)
+        cache.mark_written(reading)
         work = partial(self._read_in, rooms)
         hidden: Tensor
         if tokens <= _DECODED or tokens == self.config.canvas_length:
@@ -270,7 +270,7 @@ class EngineModel:
             weights.query_key_value,
             weights.query_norm,
             weights.key_norm,
-            *where.rotations[rope_of(config, index)],
+            *where.rotations[geometry.rope],
             keys.flatten(0, 1),
             values.flatten(0, 1),
             where.slots[geometry.kind],
@@ -333,7 +333,7 @@ class EngineModel:
         return experts(normed, chosen, shares, branch.gate_up, branch.down)
 
 
-def _vectors(reading: Reading, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _vectors(reading: AttentionMetadata, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, starts and lengths, int32 [R], each at an address that 16 divides.
 
     For any other Triton would compile the kernels that read them once more.

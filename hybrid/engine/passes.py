@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hybrid.gemma.config import GemmaConfig, LayerKind
+from hybrid.gemma.config import GemmaConfig, LayerKind, Rope
+from hybrid.gemma.model.cache import flat_slots
 from hybrid.kernels.rope import frequencies_torch
-
-Rope = tuple[int, float, float]  # head dimension, theta, share of the pairs that turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class Places:
     """Makes passes for one geometry."""
 
     def __init__(self, config: GemmaConfig, device: torch.device) -> None:
-        ropes = {rope_of(config, index) for index in range(len(config.layers))}
+        ropes = {layer.rope for layer in config.layers}
         self._frequencies = {rope: frequencies_torch(*rope).to(device) for rope in ropes}
 
     def at(
@@ -60,16 +59,12 @@ class Places:
         is_token = places < lengths[:, None]
         first = rows.long()[:, None]
         by_kind: dict[LayerKind, Tensor] = {
-            kind: (first * (count + 1) + torch.where(is_token, positions % count, count)).flatten()
+            kind: torch.where(
+                is_token, flat_slots(first, positions, count), first * (count + 1) + count
+            ).flatten()
             for kind, count in slots.items()
         }
         turning = positions.flatten().float()[:, None]
         angles = {rope: turning * inverse for rope, inverse in self._frequencies.items()}
         rotations = {rope: (angle.cos(), angle.sin()) for rope, angle in angles.items()}
         return Pass(rows, starts, lengths, tokens, causal, most_context, by_kind, rotations)
-
-
-def rope_of(config: GemmaConfig, index: int) -> Rope:
-    """How layer `index` turns its queries and keys."""
-    layer = config.layers[index]
-    return layer.head_dim, layer.rope_theta, layer.rotary_fraction

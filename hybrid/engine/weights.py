@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hybrid.gemma import weights as stack
 from hybrid.kernels.native import NativeMatrix
 from hybrid.kernels.nvfp4 import PackedMatrix
 
@@ -57,16 +58,6 @@ class FeedForwardWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """One layer. The scalars multiply the residual stream at its end."""
-
-    attention: AttentionWeights
-    feed_forward: FeedForwardWeights
-    encode_scalar: float
-    denoise_scalar: float
-
-
-@dataclass(frozen=True, slots=True)
 class SelfConditioningWeights:
     """The gated MLP on the previous step's soft embedding; `gate_up` rows alternate."""
 
@@ -75,12 +66,5 @@ class SelfConditioningWeights:
     down: Matrix
 
 
-@dataclass(frozen=True, slots=True)
-class EngineWeights:
-    """The whole stack; `skipped` names the tensors in the files that it has no use for."""
-
-    embedding: Tensor
-    layers: tuple[LayerWeights, ...]
-    norm: Tensor
-    self_conditioning: SelfConditioningWeights | None
-    skipped: tuple[str, ...]
+LayerWeights = stack.LayerWeights[AttentionWeights, FeedForwardWeights]
+EngineWeights = stack.StackWeights[AttentionWeights, FeedForwardWeights, SelfConditioningWeights]

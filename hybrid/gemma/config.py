@@ -15,6 +15,7 @@ from hybrid.gemma.fields import Fields
 
 Architecture = Literal["diffusion_gemma", "gemma4"]
 LayerKind = Literal["sliding", "full"]
+Rope = tuple[int, float, float]  # head dimension, theta, share of the pairs that rotate
 
 _KINDS: dict[str, LayerKind] = {"sliding_attention": "sliding", "full_attention": "full"}
 _MODEL_TYPES = ("diffusion_gemma", "gemma4", "gemma4_unified", "gemma4_text")
@@ -40,6 +41,11 @@ class LayerConfig:
     key_is_value: bool
     rope_theta: float
     rotary_fraction: float
+
+    @property
+    def rope(self) -> Rope:
+        """What the rotary embedding depends on; layers that agree in it share its tables."""
+        return self.head_dim, self.rope_theta, self.rotary_fraction
 
 
 @dataclass(frozen=True, slots=True)

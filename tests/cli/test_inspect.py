@@ -49,11 +49,11 @@ def test_every_parameter_is_counted_once(role: Any, capsys: pytest.CaptureFixtur
     assert 0 <= sum(sizes) - record["stored_bytes"] < 200_000  # the rest is the header
 
 
-def test_other_geometries_and_unquantised_folders(
+def test_other_geometries_and_unquantized_folders(
     make_diffusion: Callable[..., tuple[Any, Path]], make_causal: Callable[..., tuple[Any, Path]]
 ) -> None:
     drafter = inspect_folder(make_diffusion()[1])
-    assert (drafter.role, drafter.quantisation, drafter.canvas_length) == ("drafter", "none", 6)
+    assert (drafter.role, drafter.quantization, drafter.canvas_length) == ("drafter", "none", 6)
     assert {part.name for part in drafter.parts} >= {"vision", "experts", "self-conditioning"}
     assert not [part for part in drafter.parts if part.name == "other"]
     refiner = inspect_folder(make_causal()[1])

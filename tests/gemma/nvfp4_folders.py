@@ -13,7 +13,7 @@ from hybrid.kernels.nvfp4 import dequantize_torch, quantize_torch
 Tensors = dict[str, Tensor]
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-QUANTISED_LINEARS = ("gate_proj.weight", "up_proj.weight", "down_proj.weight", "o_proj.weight")
+QUANTIZED_LINEARS = ("gate_proj.weight", "up_proj.weight", "down_proj.weight", "o_proj.weight")
 
 
 def tensors_of(folder: Path) -> Tensors:
@@ -25,7 +25,7 @@ def edit_json(file: Path, **changes: Any) -> None:
 
 
 def split_experts(tensors: Tensors) -> Tensors:
-    """The experts one by one, as quantised checkpoints name them."""
+    """The experts one by one, as quantized checkpoints name them."""
     split: Tensors = {}
     for name, tensor in tensors.items():
         if name.endswith("experts.gate_up_proj"):
@@ -42,16 +42,16 @@ def split_experts(tensors: Tensors) -> Tensors:
     return split
 
 
-def is_quantised(name: str) -> bool:
-    return name.endswith(QUANTISED_LINEARS) and not ("vision" in name or "self_cond" in name)
+def is_quantized(name: str) -> bool:
+    return name.endswith(QUANTIZED_LINEARS) and not ("vision" in name or "self_cond" in name)
 
 
 def write_nvfp4(folder: Path, convention: str) -> Tensors:
-    """Quantise the folder in place; returns what the weights then stand for, by plain names."""
+    """Quantize the folder in place; returns what the weights then stand for, by plain names."""
     stored: Tensors = {}
     meant: Tensors = {}
     for name, tensor in split_experts(tensors_of(folder)).items():
-        if not is_quantised(name):
+        if not is_quantized(name):
             stored[name] = meant[name] = tensor
             continue
         packed, scale, scale_2 = quantize_torch(tensor)

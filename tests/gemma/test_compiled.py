@@ -18,7 +18,7 @@ from hybrid.gemma.compiled.compiler import compile_program, program_names, requi
 from hybrid.gemma.compiled.flat_cache import FlatCache
 from hybrid.gemma.compiled.library import Library, LibraryError
 from hybrid.gemma.compiled.model import CompiledModel, load_small
-from hybrid.gemma.model.cache import Cache, Reading
+from hybrid.gemma.model.cache import AttentionMetadata, Cache
 from hybrid.gemma.model.gemma import GemmaModel, load_model
 from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.kernels.accept import FREE
@@ -320,7 +320,7 @@ def test_places_of_a_flat_cache_name_its_slots(make_causal: Make) -> None:
     cache = FlatCache(model.config, 3, 100, 8, model.device, model.dtype)
     for length in (40, 90):
         model.encode(ids(1, 1, length), [length], cache, [2])
-        reading = cache.reading([2], [1], 1, causal=True)
+        reading = cache.metadata([2], [1], 1, causal=True)
         for kind, first in (("full", 0), ("sliding", length - 11)):
             place = cache.packed(reading, cast(Any, kind))
             seen = place.slots[place.mask[:, 0] == 0]
@@ -335,8 +335,10 @@ def test_a_row_alone_is_packed_as_among_others(make_causal: Make) -> None:
     cache = FlatCache(model.config, 3, 100, 8, model.device, model.dtype)
     for start, length in ((0, 1), (0, 30), (3, 1), (11, 2), (12, 13), (70, 1), (70, 20)):
         for kind in ("full", "sliding"):
-            alone = cache.packed(Reading((2,), (start,), (length,), length, True), cast(Any, kind))
-            with_none = Reading((2, 0), (start, 0), (length, 0), length, True)
+            alone = cache.packed(
+                AttentionMetadata((2,), (start,), (length,), length, True), cast(Any, kind)
+            )
+            with_none = AttentionMetadata((2, 0), (start, 0), (length, 0), length, True)
             among = cache.packed(with_none, cast(Any, kind))
             assert torch.equal(alone.written, among.written)
             assert torch.equal(alone.own_mask, among.own_mask)

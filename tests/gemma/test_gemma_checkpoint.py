@@ -42,7 +42,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def quantised_folder(folder: Path) -> Path:
+def quantized_folder(folder: Path) -> Path:
     write_nvfp4(folder, "modelopt")
     return folder
 
@@ -64,12 +64,12 @@ def test_both_conventions_of_nvfp4(folder: Path, tmp_path: Path, convention: str
     torch.testing.assert_close(answer(load_model(folder)), answer(load_model(plain)))
 
 
-def test_nvfp4_declared_in_the_older_file(quantised_folder: Path) -> None:
-    expected = answer(load_model(quantised_folder))
-    edit_json(quantised_folder / "config.json", quantization_config=None)
+def test_nvfp4_declared_in_the_older_file(quantized_folder: Path) -> None:
+    expected = answer(load_model(quantized_folder))
+    edit_json(quantized_folder / "config.json", quantization_config=None)
     declaration = {"quantization": {"quant_algo": "NVFP4", "group_size": 16}}
-    (quantised_folder / "hf_quant_config.json").write_text(json.dumps(declaration))
-    assert torch.equal(answer(load_model(quantised_folder)), expected)
+    (quantized_folder / "hf_quant_config.json").write_text(json.dumps(declaration))
+    assert torch.equal(answer(load_model(quantized_folder)), expected)
 
 
 def test_fused_and_single_experts_are_the_same_model(folder: Path) -> None:
@@ -120,8 +120,8 @@ def test_the_conditional_generation_names(make_causal: Make, tmp_path: Path) -> 
     assert torch.equal(*hidden)
 
 
-def test_what_is_left_out_is_named(quantised_folder: Path) -> None:
-    skipped = load_model(quantised_folder).skipped_tensors
+def test_what_is_left_out_is_named(quantized_folder: Path) -> None:
+    skipped = load_model(quantized_folder).skipped_tensors
     assert "model.encoder.embed_vision.embedding_projection.weight" in skipped
     assert f"{EXPERT}.input_scale" in skipped
     assert not any("weight_scale" in name or "language_model" in name for name in skipped)
@@ -294,14 +294,14 @@ BROKEN: dict[str, tuple[str, Callable[[Tensor], Tensor | None], str]] = {
 
 @pytest.mark.parametrize(("name", "change", "message"), BROKEN.values(), ids=BROKEN.keys())
 def test_a_broken_tensor(
-    quantised_folder: Path, name: str, change: Callable[[Tensor], Tensor | None], message: str
+    quantized_folder: Path, name: str, change: Callable[[Tensor], Tensor | None], message: str
 ) -> None:
-    tensors = tensors_of(quantised_folder)
+    tensors = tensors_of(quantized_folder)
     changed = change(tensors.pop(name))
     if changed is not None:
         tensors[name] = changed
-    save_file(tensors, quantised_folder / SINGLE)
-    fails(quantised_folder, SINGLE, name, message)
+    save_file(tensors, quantized_folder / SINGLE)
+    fails(quantized_folder, SINGLE, name, message)
 
 
 @pytest.mark.parametrize("part", ["gate_up_proj", "down_proj"])
@@ -320,7 +320,7 @@ def test_numbers_too_large_for_the_engine(folder: Path) -> None:
         load_engine(folder, torch.device("cpu"), torch.bfloat16)
 
 
-def test_a_quantised_matrix_without_its_codes(folder: Path) -> None:
+def test_a_quantized_matrix_without_its_codes(folder: Path) -> None:
     write_nvfp4(folder, "compressed-tensors")
     tensors = tensors_of(folder)
     del tensors[f"{EXPERT}.weight_packed"]
@@ -347,9 +347,9 @@ def test_columns_that_are_no_multiple_of_sixteen(make_diffusion: Make, tmp_path:
     fails(folder, SINGLE, name, "multiple of 16 columns, not 24")
 
 
-def test_packed_weights_that_nothing_declares(quantised_folder: Path) -> None:
-    edit_json(quantised_folder / "config.json", quantization_config=None)
-    fails(quantised_folder, SINGLE, "expected float32 or bfloat16 or float16, found uint8")
+def test_packed_weights_that_nothing_declares(quantized_folder: Path) -> None:
+    edit_json(quantized_folder / "config.json", quantization_config=None)
+    fails(quantized_folder, SINGLE, "expected float32 or bfloat16 or float16, found uint8")
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_packed_weights_that_nothing_declares(quantised_folder: Path) -> None:
         ),
     ],
 )
-def test_a_quantisation_that_is_not_known(
+def test_a_quantization_that_is_not_known(
     folder: Path, quantization: dict[str, str], key: str
 ) -> None:
     edit_json(folder / "config.json", quantization_config=quantization)

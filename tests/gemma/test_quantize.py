@@ -31,7 +31,7 @@ DECLARED = quantization_config("compressed-tensors", ("experts", "mlp"))
 
 
 @pytest.mark.parametrize("spelling", FORMATS)
-def test_what_is_written_is_what_the_quantiser_says(
+def test_what_is_written_is_what_the_quantizer_says(
     make_diffusion: Make, tmp_path: Path, spelling: str
 ) -> None:
     source, target = make_diffusion()[1], tmp_path / "out"
@@ -81,11 +81,11 @@ def test_nonsense_is_refused(
     assert "has no experts" in refused(str(make_causal()[1]), target)
     assert main(["quantize", source, target]) == 0
     capsys.readouterr()
-    assert "is quantised already" in refused(target, str(tmp_path / "twice"))
+    assert "is quantized already" in refused(target, str(tmp_path / "twice"))
 
 
 @pytest.mark.parametrize("spoilt", ["layers.1.experts.down_proj", "layers.0.mlp.up_proj.weight"])
-def test_numbers_that_are_not_finite_are_not_quantised(
+def test_numbers_that_are_not_finite_are_not_quantized(
     make_diffusion: Make, tmp_path: Path, spoilt: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nor is a matrix whose partner holds one, as both have one factor."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hybrid.gemma.config import GemmaConfig, LayerConfig
-from hybrid.gemma.model.cache import Cache, Reading
+from hybrid.gemma.model.cache import AttentionMetadata, Cache
 from hybrid.kernels.attention import attention_torch, cached_attention_torch
 
 WINDOW, CANVAS, CAPACITY, SPARE, ROWS, HEADS = 5, 4, 40, 6, 3, 4
@@ -73,12 +73,12 @@ def test_both_ways_of_reading_agree(story: list[Step], seed: int) -> None:
         tokens = max(1, *step.lengths)
         room = max(map(cache.count, step.rows)) + tokens <= CAPACITY
         if room or not step.causal:
-            reading = cache.reading(step.rows, step.lengths, tokens, step.causal)
-            if not step.causal or tokens <= cache.most_tokens(reading):
+            reading = cache.metadata(step.rows, step.lengths, tokens, step.causal)
+            if not step.causal or tokens <= cache.max_pass_tokens(reading):
                 check(cache, reading, generator)
 
 
-def check(cache: Cache, reading: Reading, generator: torch.Generator) -> None:
+def check(cache: Cache, reading: AttentionMetadata, generator: torch.Generator) -> None:
     """Write random keys and values as a layer does, and read them both ways."""
     spans = cache.spans(reading)
     places = (reading.rows, reading.starts, reading.lengths)

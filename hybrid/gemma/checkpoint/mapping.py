@@ -55,7 +55,7 @@ def map_tensors(path: str | Path, config: GemmaConfig) -> TensorMap:
 
 
 def plain_tensors(config: GemmaConfig, is_fused: bool) -> Shapes:
-    """What is never quantised: embedding, norms, scalars, routers, and fused experts."""
+    """What is never quantized: embedding, norms, scalars, routers, and fused experts."""
     start, hidden, count = config.tensor_prefix, config.hidden_size, config.num_experts
     inner = config.moe_intermediate_size
     yield f"{start}embed_tokens.weight", (config.vocab_size, hidden)
@@ -81,7 +81,7 @@ def plain_tensors(config: GemmaConfig, is_fused: bool) -> Shapes:
 
 
 def linear_layers(config: GemmaConfig, is_fused: bool) -> Shapes:
-    """Names without `.weight` of what may be quantised, and shapes [N, K]."""
+    """Names without `.weight` of what may be quantized, and shapes [N, K]."""
     start, hidden = config.tensor_prefix, config.hidden_size
     if config.canvas_length:
         yield from _gated(f"{start}self_conditioning.", hidden, config.intermediate_size)

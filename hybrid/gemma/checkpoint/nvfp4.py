@@ -22,7 +22,7 @@ ACTIVATION_SCALES = ("input_scale", "input_global_scale", ".k_scale", ".v_scale"
 
 
 def read_convention(directory: Path) -> Convention:
-    """How the model folder stores its matrices; CheckpointError for a quantisation not known."""
+    """How the model folder stores its matrices; CheckpointError for a quantization not known."""
     config = Fields.read(directory / "config.json")
     older = directory / "hf_quant_config.json"
     if config.get("quantization_config") is not None:
@@ -65,7 +65,7 @@ class StoredMatrix:
 
 
 class MatrixReader:
-    """Reads a checkpoint's matrices in float32 or their stored float dtype, quantised or not."""
+    """Reads a checkpoint's matrices in float32 or their stored float dtype, quantized or not."""
 
     def __init__(self, checkpoint: Checkpoint, convention: Convention) -> None:
         self._checkpoint = checkpoint
@@ -94,7 +94,7 @@ class MatrixReader:
             self._checkpoint.check(f"{name}.weight", shape, FLOATS)
 
     def stored(self, name: str, shape: Sequence[int]) -> StoredMatrix:
-        """The quantised matrix [N, K] of the linear layer `name` as it is stored."""
+        """The quantized matrix [N, K] of the linear layer `name` as it is stored."""
         packed_name, scale_name, outer_name = self._check_parts(name, shape)
         packed, scales = self._checkpoint.read(packed_name), self._checkpoint.read(scale_name)
         if ((scales.view(torch.uint8) & 127) == 127).any():
@@ -103,7 +103,7 @@ class MatrixReader:
         return StoredMatrix(packed, scales, self._factor(outer_name, divides), divides)
 
     def _check_parts(self, name: str, shape: Sequence[int]) -> tuple[str, str, str]:
-        """Names of a quantised layer's codes, scales and last factor, their headers checked."""
+        """Names of a quantized layer's codes, scales and last factor, their headers checked."""
         divides = self._convention == "compressed-tensors"
         packed = f"{name}.weight_packed" if divides else f"{name}.weight"
         outer = f"{name}.weight_global_scale" if divides else f"{name}.weight_scale_2"

@@ -65,14 +65,14 @@ class Quantizer:
     def __init__(self, job: Job) -> None:
         self.job = job
         if job.source.resolve() == job.target.resolve():
-            raise CapabilityError(f"quantising {job.source}", "itself", "another target folder")
+            raise CapabilityError(f"quantizing {job.source}", "itself", "another target folder")
         config = GemmaConfig.from_directory(job.source)
         if read_convention(job.source) != "plain":
-            message = "quantization_config: is quantised already; give the bfloat16 folder"
+            message = "quantization_config: is quantized already; give the bfloat16 folder"
             raise CheckpointError(str(job.source / "config.json"), message)
         if job.parts == "experts" and not config.num_experts:
             missing = "has no experts; choose --only experts+mlp or all"
-            raise CapabilityError("quantising experts", str(job.source), missing)
+            raise CapabilityError("quantizing experts", str(job.source), missing)
         self.text = {*map_tensors(job.source, config).read}
         self.checkpoint = Checkpoint(job.source)
         self.shards: dict[str, list[str]] = {}
@@ -95,7 +95,7 @@ class Quantizer:
             missing = self.state.begin() or self._too_little_room()
             if missing:
                 raise CapabilityError(
-                    f"quantising {self.job.source}", str(self.job.target), missing
+                    f"quantizing {self.job.source}", str(self.job.target), missing
                 )
         except BaseException:
             self.state.close()

@@ -20,8 +20,8 @@ from torch.export import Dim
 
 from hybrid.errors import CapabilityError
 from hybrid.gemma.compiled.flat_cache import PADDING, FlatCache
-from hybrid.gemma.compiled.model import MOST_TOKENS, RENOISING, CompiledModel, judging_program
-from hybrid.gemma.compiled.programs import MOST_ROWS, Causal, Judging, Renoising, kinds_of
+from hybrid.gemma.compiled.model import MAX_TOKENS, RENOISING, CompiledModel, judging_program
+from hybrid.gemma.compiled.programs import MAX_ROWS, Causal, Judging, Renoising, kinds_of
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.model.gemma import GemmaModel
 from hybrid.gemma.model.weights import FEW_EXPERTS
@@ -30,7 +30,7 @@ from hybrid.gemma.threads import SMALL_HIDDEN_SIZE
 _MOST = 1 << 24
 # Whose weights are packed for oneDNN: four canvases take 4.5 instead of 5.0 ms (embedded drafter),
 # but one token 1.04 instead of 0.70 ms (embedded refiner), and 16 tokens 0.78 instead of 0.69 ms.
-_FROZEN = {judging_program(MOST_ROWS)}
+_FROZEN = {judging_program(MAX_ROWS)}
 
 
 def require_small(config: GemmaConfig) -> None:
@@ -50,7 +50,7 @@ def program_names(model: GemmaModel) -> list[str]:
         raise CapabilityError("compiling", str(model.device), "only passes on a CPU gain")
     if model.weights.self_conditioning is None:
         return ["write", "encode"]
-    return [judging_program(1), judging_program(MOST_ROWS), RENOISING, "read"]
+    return [judging_program(1), judging_program(MAX_ROWS), RENOISING, "read"]
 
 
 def require_compiler() -> None:
@@ -115,7 +115,7 @@ class _Example:
     def of(cls, model: GemmaModel, name: str) -> "_Example":
         if name == RENOISING:
             return cls._renoising(model)
-        if name in (judging_program(1), judging_program(MOST_ROWS)):
+        if name in (judging_program(1), judging_program(MAX_ROWS)):
             return cls._judging(model, 1 if name == judging_program(1) else 3)
         return cls._causal(model, name)
 
@@ -132,7 +132,7 @@ class _Example:
     def _judging(cls, model: GemmaModel, rows: int) -> "_Example":
         config = model.config
         tokens = config.canvas_length
-        row = {0: Dim("rows", min=2, max=MOST_ROWS)} if rows > 1 else {}
+        row = {0: Dim("rows", min=2, max=MAX_ROWS)} if rows > 1 else {}
         own = {
             "canvas_ids": torch.zeros(rows, tokens, dtype=torch.int64),
             "soft_embedding": torch.randn(rows, tokens, config.hidden_size),
@@ -147,7 +147,7 @@ class _Example:
     @classmethod
     def _causal(cls, model: GemmaModel, name: str) -> "_Example":
         tokens = 1 if name == "write" else 5
-        token = Dim("tokens", min=2, max=MOST_TOKENS) if tokens > 1 else None
+        token = Dim("tokens", min=2, max=MAX_TOKENS) if tokens > 1 else None
         place, shapes = _place(model, 1, tokens, {}, {1: token} if token else {})
         kinds = kinds_of(model)
         own = {
@@ -155,15 +155,15 @@ class _Example:
             "written": [torch.arange(tokens) for _ in kinds],
         }
         x = torch.randn(1, tokens, model.config.hidden_size)
-        turns, slots, masks, keys, values = place.values()
+        rotations, slots, masks, keys, values = place.values()
         shapes = {
             "x": {1: token} if token else {},
-            **{part: shapes[part] for part in ("turns", "slots", "masks")},
+            **{part: shapes[part] for part in ("rotations", "slots", "masks")},
             "own_masks": [{0: token, 1: token} if token else {} for _ in kinds],
             "written": [{0: token} if token else {} for _ in kinds],
             **{part: shapes[part] for part in ("keys", "values")},
         }
-        inputs = x, turns, slots, masks, *own.values(), keys, values
+        inputs = x, rotations, slots, masks, *own.values(), keys, values
         return cls(Causal(model, name != "read"), inputs, shapes)
 
     def exported(self, module: nn.Module) -> torch.export.ExportedProgram:
@@ -193,7 +193,7 @@ def _place(
     cache = CompiledModel(config, model.weights, {}).new_cache(rows, 2 * PADDING)
     assert isinstance(cache, FlatCache)
     place = {
-        "turns": [torch.ones(rows, tokens, 1, rope[0]) for rope in ropes for _ in range(2)],
+        "rotations": [torch.ones(rows, tokens, 1, rope[0]) for rope in ropes for _ in range(2)],
         "slots": [torch.zeros(rows, seen[kind], dtype=torch.int64) for kind in kinds],
         "masks": [torch.zeros(rows, by_token, seen[kind]) for kind in kinds],
         "keys": cache.flat_keys,
@@ -203,7 +203,7 @@ def _place(
     slots = {kind: Dim(f"slots_{kind}", min=2, max=_MOST) for kind in kinds}
     held = [{0: slots[layer.kind]} for layer in config.layers]
     shapes = {
-        "turns": [{**row, **token}] * len(place["turns"]),
+        "rotations": [{**row, **token}] * len(place["rotations"]),
         "slots": [{**row, 1: some[kind]} for kind in kinds],
         "masks": [{**row, **token, 2: some[kind]} for kind in kinds],
         "keys": held,

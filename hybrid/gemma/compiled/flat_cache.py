@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybrid.gemma.config import LayerKind
-from hybrid.gemma.model.cache import Cache, Reading
+from hybrid.gemma.model.cache import AttentionMetadata, Cache, flat_slots
 
 PADDING = 16
 _HIDDEN = np.finfo(np.float32).min
@@ -33,31 +33,31 @@ class FlatCache(Cache):
             [tensor.view(-1, *tensor.shape[2:]) for tensor in tensors]
             for tensors in (self.keys, self.values)
         )
-        self.prepared: tuple[Reading, list[list[Tensor]]] | None = None
+        self.prepared: tuple[AttentionMetadata, list[list[Tensor]]] | None = None
 
-    def earlier(self, reading: Reading, kind: LayerKind) -> tuple[Tensor, Tensor]:
+    def earlier(self, metadata: AttentionMetadata, kind: LayerKind) -> tuple[Tensor, Tensor]:
         """Slots, int64 [R, S], of the tokens that canvases see, and an additive mask [R, 1, S]."""
-        starts = np.array(reading.starts)[:, None]
-        first, most = 0, max(reading.starts)
+        starts = np.array(metadata.starts)[:, None]
+        first, most = 0, max(metadata.starts)
         if kind == "sliding":
             first, most = np.maximum(starts - self._window + 1, 0), min(most, self._window - 1)
         positions = first + np.arange(_padded(most))[None]
         mask = np.where(positions >= starts, _HIDDEN, np.float32(0))[:, None]
-        slots = self._flat(np.array(reading.rows)[:, None], positions, kind)
+        slots = flat_slots(np.array(metadata.rows)[:, None], positions, self._slots[kind])
         return torch.from_numpy(slots), torch.from_numpy(mask)
 
-    def packed(self, reading: Reading, kind: LayerKind) -> "Packed":
+    def packed(self, metadata: AttentionMetadata, kind: LayerKind) -> "Packed":
         """Where T tokens of a causal pass stand, the rows' one after another without padding."""
-        if len(reading.rows) == 1:
-            return self._packed_row(reading.rows[0], reading.starts[0], reading.lengths[0], kind)
-        rows, starts, lengths = np.array((reading.rows, reading.starts, reading.lengths))
+        if len(metadata.rows) == 1:
+            return self._packed_row(metadata.rows[0], metadata.starts[0], metadata.lengths[0], kind)
+        rows, starts, lengths = np.array((metadata.rows, metadata.starts, metadata.lengths))
         seen = np.minimum(starts, self._window - 1) if kind == "sliding" else starts
         row, position = _laid_out(rows, starts, lengths)
         count = int(seen.sum())
         seen_row = np.full(_padded(count), -1)  # nobody's
         seen_position = np.zeros_like(seen_row)
         seen_row[:count], seen_position[:count] = _laid_out(rows, starts - seen, seen)
-        slots = self._flat(np.maximum(seen_row, 0), seen_position, kind)
+        slots = flat_slots(np.maximum(seen_row, 0), seen_position, self._slots[kind])
 
         def mask(of_row: NDArray[np.int64], at: NDArray[np.int64]) -> Tensor:
             hidden = (row[:, None] != of_row) | (at > position[:, None])
@@ -69,7 +69,7 @@ class FlatCache(Cache):
             slots=torch.from_numpy(slots)[None],
             mask=mask(seen_row, seen_position)[None],
             own_mask=mask(row, position),
-            written=torch.from_numpy(self._flat(row, position, kind)),
+            written=torch.from_numpy(flat_slots(row, position, self._slots[kind])),
         )
 
     def _packed_row(self, row: int, start: int, length: int, kind: LayerKind) -> "Packed":
@@ -82,19 +82,13 @@ class FlatCache(Cache):
         if first + window <= start + length - 1:  # the last token does not see the first
             tokens = np.arange(start, start + length)[:, None]
             mask[0, earlier <= tokens - window] = _HIDDEN
-        slots, before = self._slots[kind], row * (self._slots[kind] + 1)
+        slots, number = self._slots[kind], np.array(row)
         return Packed(
-            slots=torch.from_numpy(earlier % slots + before)[None],
+            slots=torch.from_numpy(flat_slots(number, earlier, slots))[None],
             mask=torch.from_numpy(mask),
             own_mask=_own_mask(length, min(window, length)),
-            written=torch.from_numpy(np.arange(start, start + length) % slots + before),
+            written=torch.from_numpy(flat_slots(number, np.arange(start, start + length), slots)),
         )
-
-    def _flat(
-        self, rows: NDArray[np.int64], positions: NDArray[np.int64], kind: LayerKind
-    ) -> NDArray[np.int64]:
-        slots = self._slots[kind]
-        return positions % slots + rows * (slots + 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,15 +15,15 @@ from hybrid.artefacts import ArtefactError, artefact_of, artefacts_folder, read_
 from hybrid.cores import available_cores
 from hybrid.gemma.compiled.flat_cache import FlatCache
 from hybrid.gemma.compiled.library import Library, LibraryError
-from hybrid.gemma.compiled.programs import MOST_ROWS, Place, kinds_of
+from hybrid.gemma.compiled.programs import MAX_ROWS, AttentionInputs, kinds_of
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.model.cache import MIN_ROLLBACK_TOKENS, Cache, Reading
+from hybrid.gemma.model.cache import AttentionMetadata, Cache, default_spare
 from hybrid.gemma.model.gemma import GemmaModel, load_model
 from hybrid.gemma.model.weights import GemmaWeights
 from hybrid.kernels.accept import FREE
 from hybrid.kernels.canvas_statistics import CanvasStatistics
 
-MOST_TOKENS = 256  # of a causal pass, which lays out its scores
+MAX_TOKENS = 256  # of a causal pass, which lays out its scores
 _PACKED_TOKENS = 128  # of rows that are read as one: each token is scored against all of them
 RENOISING = "renoise_row"
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class CompiledModel(GemmaModel):
     def new_cache(self, batch_size: int, capacity: int, spare: int | None = None) -> Cache:
         """See `GemmaModel.new_cache`."""
         if spare is None:
-            spare = max(self.config.canvas_length, MIN_ROLLBACK_TOKENS)
+            spare = default_spare(self.config)
         return FlatCache(self.config, batch_size, capacity, spare, self.device, self.dtype)
 
     def judge(
@@ -64,13 +64,13 @@ class CompiledModel(GemmaModel):
         is_whole = tokens == self.config.canvas_length
         if not (isinstance(cache, FlatCache) and is_whole and {*names} <= self._programs.keys()):
             return None
-        reading = cache.reading(rows, [tokens] * len(rows), tokens, causal=False)
+        metadata = cache.metadata(rows, [tokens] * len(rows), tokens, causal=False)
         if soft_embedding is None:
             soft_embedding = torch.zeros(*canvas_ids.shape, self.config.hidden_size)
         if fixed_ids is None:
             fixed_ids = torch.full_like(canvas_ids, FREE)
         given = canvas_ids, soft_embedding, temperature, bound, fixed_ids
-        places = self._canvas_places(reading, parts, cache)
+        places = self._canvas_places(metadata, parts, cache)
         try:
             if len(parts) == 1:
                 return CanvasStatistics(*self._programs[names[0]]([*given, *places[0]]))
@@ -103,17 +103,19 @@ class CompiledModel(GemmaModel):
             return None
         return next_ids, soft_embedding
 
-    def _run(self, x: Tensor, reading: Reading, cache: Cache, is_whole: bool = True) -> Tensor:
+    def _run(
+        self, x: Tensor, metadata: AttentionMetadata, cache: Cache, is_whole: bool = True
+    ) -> Tensor:
         """As uncompiled, but rows one after another as one: nothing is spent on padding."""
-        groups = _split(reading, _groups(reading.lengths))
+        groups = _split(metadata, _groups(metadata.lengths))
         names = [causal_program(sum(group.lengths), is_whole) for group in groups]
         if (
-            not (reading.causal and isinstance(cache, FlatCache))
-            or not ({*names} <= self._programs.keys() and max(reading.lengths) <= MOST_TOKENS)
-            or (is_whole and len(reading.rows) > 1)
+            not (metadata.causal and isinstance(cache, FlatCache))
+            or not ({*names} <= self._programs.keys() and max(metadata.lengths) <= MAX_TOKENS)
+            or (is_whole and len(metadata.rows) > 1)
         ):
-            return super()._run(x, reading, cache, is_whole)
-        cache.touch(reading)
+            return super()._run(x, metadata, cache, is_whole)
+        cache.mark_written(metadata)
         rows = iter(x)
         outputs = []
         try:
@@ -122,28 +124,28 @@ class CompiledModel(GemmaModel):
                 outputs += self._programs[name]([packed, *self._packed_place(group, cache)])
         except LibraryError as error:
             self._give_up(error)
-            return super()._run(x, reading, cache, is_whole)
+            return super()._run(x, metadata, cache, is_whole)
         return outputs[0]
 
     def _canvas_places(
-        self, reading: Reading, parts: Sequence[int], cache: FlatCache
+        self, metadata: AttentionMetadata, parts: Sequence[int], cache: FlatCache
     ) -> list[list[Tensor]]:
         """What programs for so many rows each are given besides their own input."""
         latest = cache.prepared
-        if latest is None or latest[0] != reading:
-            places = [self._canvas_place(part, cache) for part in _split(reading, parts)]
-            latest = cache.prepared = reading, places
+        if latest is None or latest[0] != metadata:
+            places = [self._canvas_place(part, cache) for part in _split(metadata, parts)]
+            latest = cache.prepared = metadata, places
         return latest[1]
 
-    def _canvas_place(self, reading: Reading, cache: FlatCache) -> list[Tensor]:
-        slots, masks = zip(*(cache.earlier(reading, kind) for kind in self._kinds), strict=True)
-        place = Place(self._turns(reading), slots, masks)
+    def _canvas_place(self, metadata: AttentionMetadata, cache: FlatCache) -> list[Tensor]:
+        slots, masks = zip(*(cache.earlier(metadata, kind) for kind in self._kinds), strict=True)
+        place = AttentionInputs(self._rotations_of(metadata), slots, masks)
         return [*place.tensors, *cache.flat_keys, *cache.flat_values]
 
-    def _packed_place(self, reading: Reading, cache: FlatCache) -> list[Tensor]:
-        packed = [cache.packed(reading, kind) for kind in self._kinds]
-        place = Place(
-            self._turns(reading),
+    def _packed_place(self, metadata: AttentionMetadata, cache: FlatCache) -> list[Tensor]:
+        packed = [cache.packed(metadata, kind) for kind in self._kinds]
+        place = AttentionInputs(
+            self._rotations_of(metadata),
             slots=tuple(one.slots for one in packed),
             masks=tuple(one.mask for one in packed),
             own_masks=tuple(one.own_mask for one in packed),
@@ -151,20 +153,20 @@ class CompiledModel(GemmaModel):
         )
         return [*place.tensors, *cache.flat_keys, *cache.flat_values]
 
-    def _turns(self, reading: Reading) -> tuple[Tensor, ...]:
+    def _rotations_of(self, metadata: AttentionMetadata) -> tuple[Tensor, ...]:
         """Those of canvases by row, those of a causal pass one row's after another's."""
-        turns: list[Tensor] = []
-        end = max(reading.starts) + reading.tokens
+        rotations: list[Tensor] = []
+        end = max(metadata.starts) + metadata.tokens
         for rope in sorted(self._ropes):
             table = self._rotation_table(rope, end)
             for part in (table.cosine, table.signed_sine):
-                if len(reading.rows) == 1:
-                    turns.append(part[None, reading.starts[0] : end])
+                if len(metadata.rows) == 1:
+                    rotations.append(part[None, metadata.starts[0] : end])
                     continue
-                pairs = zip(reading.starts, reading.lengths, strict=True)
+                pairs = zip(metadata.starts, metadata.lengths, strict=True)
                 rows = [part[start : start + length] for start, length in pairs]
-                turns.append(torch.cat(rows)[None] if reading.causal else torch.stack(rows))
-        return tuple(turns)
+                rotations.append(torch.cat(rows)[None] if metadata.causal else torch.stack(rows))
+        return tuple(rotations)
 
     def _give_up(self, error: LibraryError) -> None:
         """Run uncompiled from now on."""
@@ -203,7 +205,7 @@ def causal_program(tokens: int, is_whole: bool) -> str:
 
 def _parts(rows: int) -> list[int]:
     """So many rows in parts as large as a program takes, and as equal as they can be."""
-    count = -(-rows // MOST_ROWS)
+    count = -(-rows // MAX_ROWS)
     return [rows // count + (part < rows % count) for part in range(count)]
 
 
@@ -218,11 +220,11 @@ def _groups(lengths: Sequence[int]) -> list[int]:
     return sizes
 
 
-def _split(reading: Reading, parts: Sequence[int]) -> list[Reading]:
-    readings, at = [], 0
+def _split(metadata: AttentionMetadata, parts: Sequence[int]) -> list[AttentionMetadata]:
+    pieces, at = [], 0
     for size in parts:
         here = slice(at, at + size)
-        rows, starts, lengths = reading.rows[here], reading.starts[here], reading.lengths[here]
-        readings.append(Reading(rows, starts, lengths, reading.tokens, reading.causal))
+        rows, starts, lengths = metadata.rows[here], metadata.starts[here], metadata.lengths[here]
+        pieces.append(AttentionMetadata(rows, starts, lengths, metadata.tokens, metadata.causal))
         at += size
-    return readings
+    return pieces

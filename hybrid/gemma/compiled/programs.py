@@ -7,7 +7,7 @@ positions turn are inputs. Unlike in `GemmaModel` a canvas is never written to t
 are joined to the earlier ones; a causal pass writes its own at its end, in place.
 
 Rows and lengths are open, but a program for one row cannot be one for several: what is one is
-built in. A program for several rows is made for at most `MOST_ROWS`, a whole batch of the embedded
+built in. A program for several rows is made for at most `MAX_ROWS`, a whole batch of the embedded
 drafter: 10.0 ms, and 11.0 as two halves.
 """
 
@@ -24,11 +24,11 @@ from hybrid.kernels.canvas_statistics import canvas_statistics_torch, renoise_to
 from hybrid.kernels.norms import add_rms_norm_torch, rms_norm_torch
 
 KINDS: tuple[LayerKind, ...] = ("sliding", "full")
-MOST_ROWS = 8
+MAX_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class AttentionInputs:
     """Where a pass of R rows and T tokens stands.
 
     By kind of layer: ``slots`` int64 [R, S] of the earlier tokens in the flattened cache, and their
@@ -37,7 +37,7 @@ class Place:
     ``turns`` are cosine and signed sine [R, T, 1, D] of every rope in order.
     """
 
-    turns: tuple[Tensor, ...]
+    rotations: tuple[Tensor, ...]
     slots: tuple[Tensor, ...]
     masks: tuple[Tensor, ...]
     own_masks: tuple[Tensor, ...] = ()
@@ -46,7 +46,7 @@ class Place:
     @property
     def tensors(self) -> list[Tensor]:
         """All of them, in the order of a program's inputs."""
-        return [*self.turns, *self.slots, *self.masks, *self.own_masks, *self.written]
+        return [*self.rotations, *self.slots, *self.masks, *self.own_masks, *self.written]
 
 
 class Judging(nn.Module):
@@ -67,7 +67,7 @@ class Judging(nn.Module):
         temperature: Tensor,
         bound: Tensor,
         fixed_ids: Tensor,
-        turns: list[Tensor],
+        rotations: list[Tensor],
         slots: list[Tensor],
         masks: list[Tensor],
         keys: list[Tensor],
@@ -75,7 +75,7 @@ class Judging(nn.Module):
     ) -> tuple[Tensor, ...]:
         model = self._model
         x = model.condition(canvas_ids, soft_embedding)
-        place = Place(tuple(turns), tuple(slots), tuple(masks))
+        place = AttentionInputs(tuple(rotations), tuple(slots), tuple(masks))
         x = self._stack.run(x, place, keys, values, is_whole=True)
         logits = model.logits(rms_norm_torch(x, model.weights.norm, model.config.rms_norm_eps))
         return tuple(canvas_statistics_torch(logits, temperature, bound, fixed_ids))
@@ -105,7 +105,7 @@ class Causal(nn.Module):
     def forward(
         self,
         x: Tensor,
-        turns: list[Tensor],
+        rotations: list[Tensor],
         slots: list[Tensor],
         masks: list[Tensor],
         own_masks: list[Tensor],
@@ -113,7 +113,9 @@ class Causal(nn.Module):
         keys: list[Tensor],
         values: list[Tensor],
     ) -> Tensor:
-        place = Place(tuple(turns), tuple(slots), tuple(masks), tuple(own_masks), tuple(written))
+        place = AttentionInputs(
+            tuple(rotations), tuple(slots), tuple(masks), tuple(own_masks), tuple(written)
+        )
         return self._stack.run(x, place, keys, values, self._is_whole)
 
 
@@ -127,7 +129,12 @@ class Stack:
         self._eps = model.config.rms_norm_eps
 
     def run(
-        self, x: Tensor, place: Place, keys: list[Tensor], values: list[Tensor], is_whole: bool
+        self,
+        x: Tensor,
+        place: AttentionInputs,
+        keys: list[Tensor],
+        values: list[Tensor],
+        is_whole: bool,
     ) -> Tensor:
         """As `GemmaModel` runs them; ``keys`` and ``values`` are flat, [slots of all rows, ...]."""
         if self._causal:
@@ -137,7 +144,7 @@ class Stack:
             masks = [pad(mask, (0, x.shape[1])) for mask in place.masks]
         for layer, layer_keys, layer_values in zip(self._layers, keys, values, strict=True):
             rope, kind = self._ropes.index(layer.rope), self._kinds.index(layer.geometry.kind)
-            query, key, value = layer.heads(x, Rotation(*place.turns[2 * rope : 2 * rope + 2]))
+            query, key, value = layer.heads(x, Rotation(*place.rotations[2 * rope : 2 * rope + 2]))
             if is_whole or layer is not self._layers[-1]:
                 earlier = place.slots[kind]
                 attended = attend(

@@ -4,18 +4,22 @@ A token at position p lives in slot ``p % slots`` of its row. Full layers have a
 token; sliding layers keep a ring of the window and of `spare` tokens more, which is what can be
 forgotten again. A canvas being denoised borrows the slots after the row's last token and never
 advances the row, so keys need not be copied to be read together. The last slot of every row
-is a bin for padding.
+takes padding.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hybrid.gemma.config import GemmaConfig, LayerConfig, LayerKind
 
 Index = slice | Tensor
+Ints = TypeVar("Ints", Tensor, NDArray[np.int64])
 MIN_ROLLBACK_TOKENS = 256  # tokens that every cache can forget again, whatever the canvas
 
 
@@ -48,7 +52,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class AttentionMetadata:
     """Which rows read how many of `tokens` right-padded tokens, after how many earlier ones."""
 
     rows: tuple[int, ...]
@@ -71,8 +75,21 @@ class Reading:
         return torch.tensor(self.rows, device=device)
 
 
+def default_spare(config: GemmaConfig) -> int:
+    """How many of a row's last tokens a cache can forget where nobody says."""
+    return max(config.canvas_length, MIN_ROLLBACK_TOKENS)
+
+
+def flat_slots(rows: Ints, positions: Ints, slots: int) -> Ints:
+    """Where tokens are in a cache seen as [rows * (slots + 1), ...], as torch or numpy integers.
+
+    A row's last slot is for padding; the others are a ring.
+    """
+    return rows * (slots + 1) + positions % slots
+
+
 def slots_by_kind(config: GemmaConfig, capacity: int, spare: int) -> dict[LayerKind, int]:
-    """Slots of a row besides the bin: for all its tokens and a canvas, or a ring of them."""
+    """Slots of a row without that for padding: for all its tokens and a canvas, or a ring."""
     whole = capacity + config.canvas_length
     ring = config.sliding_window - 1 + spare + config.canvas_length
     if all(layer.kind == "full" for layer in config.layers):
@@ -109,15 +126,15 @@ class Cache:
         self._counts = [0] * batch_size
         self._written = [0] * batch_size  # positions below this were written at some time
         self._device, self._dtype = device, dtype
-        self._latest: tuple[Reading, dict[tuple[LayerKind, int], Span]] | None = None
+        self._latest: tuple[AttentionMetadata, dict[tuple[LayerKind, int], Span]] | None = None
         # Ordinary tensors even under inference_mode, so that a cache outlives the context.
         with torch.inference_mode(False):
             self.keys, self.values = memory or (
-                [self._room(layer, batch_size) for layer in config.layers],
-                [self._room(layer, batch_size) for layer in config.layers],
+                [self._zeros(layer, batch_size) for layer in config.layers],
+                [self._zeros(layer, batch_size) for layer in config.layers],
             )
 
-    def _room(self, layer: LayerConfig, batch_size: int) -> Tensor:
+    def _zeros(self, layer: LayerConfig, batch_size: int) -> Tensor:
         shape = (batch_size, self._slots[layer.kind] + 1, layer.num_key_value_heads, layer.head_dim)
         return torch.zeros(shape, device=self._device, dtype=self._dtype)
 
@@ -139,7 +156,7 @@ class Cache:
 
         Raises ValueError if a sliding layer no longer holds the window before that point.
         """
-        for row, length in zip(whole_numbers(rows), whole_numbers(lengths), strict=True):
+        for row, length in zip(to_ints(rows), to_ints(lengths), strict=True):
             if not 0 <= length <= self._counts[row]:
                 raise ValueError(f"row {row} has {self._counts[row]} tokens, cannot keep {length}")
             if not self.can_rollback(row, length):
@@ -154,50 +171,54 @@ class Cache:
         oldest_held = self._written[row] - self._slots["sliding"]
         return max(0, length - self._window + 1) >= oldest_held
 
-    def most_tokens(self, reading: Reading) -> int:
+    def max_pass_tokens(self, metadata: AttentionMetadata) -> int:
         """How many tokens one causal pass may read without overwriting its own window."""
         slots = self._slots["sliding"]
-        return max(slots - max(reading.starts), slots - self._window + 1)
+        return max(slots - max(metadata.starts), slots - self._window + 1)
 
-    def reading(
+    def metadata(
         self, rows: Sequence[int], lengths: Sequence[int], tokens: int, causal: bool
-    ) -> Reading:
+    ) -> AttentionMetadata:
         """A pass of `tokens` right-padded tokens after what the rows have read."""
         starts = tuple(self._counts[row] for row in rows)
         limit = self.capacity if causal else self._slots["full"]
         for row, start, length in zip(rows, starts, lengths, strict=True):
             if start + length > limit:
                 raise ValueError(f"row {row}: {start} + {length} tokens exceed capacity {limit}")
-        return Reading(tuple(rows), starts, tuple(lengths), tokens, causal)
+        return AttentionMetadata(tuple(rows), starts, tuple(lengths), tokens, causal)
 
-    def spans(self, reading: Reading) -> dict[tuple[LayerKind, int], Span]:
+    def spans(self, metadata: AttentionMetadata) -> dict[tuple[LayerKind, int], Span]:
         """The pass's span for every kind of layer and number of query heads per key head."""
-        if self._latest is None or self._latest[0] != reading:
+        if self._latest is None or self._latest[0] != metadata:
             spans = {
-                (kind, group): self._span(reading, kind, group) for kind, group in self._groups
+                (kind, group): self._span(metadata, kind, group) for kind, group in self._groups
             }
-            self._latest = (reading, spans)
-            self.touch(reading)
+            self._latest = (metadata, spans)
+            self.mark_written(metadata)
         return self._latest[1]
 
-    def touch(self, reading: Reading) -> None:
+    def mark_written(self, metadata: AttentionMetadata) -> None:
         """The pass writes its slots, whose earlier tokens are lost to `rollback`."""
-        for row, start, length in zip(reading.rows, reading.starts, reading.lengths, strict=True):
+        for row, start, length in zip(
+            metadata.rows, metadata.starts, metadata.lengths, strict=True
+        ):
             self._written[row] = max(self._written[row], start + length)
 
-    def advance(self, reading: Reading) -> None:
+    def advance(self, metadata: AttentionMetadata) -> None:
         """The causal pass is done: its tokens have been read."""
-        for row, start, length in zip(reading.rows, reading.starts, reading.lengths, strict=True):
+        for row, start, length in zip(
+            metadata.rows, metadata.starts, metadata.lengths, strict=True
+        ):
             self._counts[row] = start + length
 
-    def _span(self, reading: Reading, kind: LayerKind, group: int) -> Span:
-        start, end = reading.start, max(reading.starts) + reading.tokens
-        rows = reading.row_index(len(self._counts), self._device)
+    def _span(self, metadata: AttentionMetadata, kind: LayerKind, group: int) -> Span:
+        start, end = metadata.start, max(metadata.starts) + metadata.tokens
+        rows = metadata.row_index(len(self._counts), self._device)
         if start is None or end > self._slots[kind] or isinstance(rows, Tensor):
-            return self._scattered_span(reading, kind, group, rows)
+            return self._scattered_span(metadata, kind, group, rows)
         first = max(0, start - self._window + 1) if kind == "sliding" else 0
         mask = None
-        if reading.causal and reading.tokens > 1:
+        if metadata.causal and metadata.tokens > 1:
             queries = torch.arange(start, end, device=self._device)[:, None]
             keys = torch.arange(first, end, device=self._device)
             hidden = keys > queries
@@ -207,19 +228,19 @@ class Cache:
         return Span(rows, range(start, end), range(first, end), mask)
 
     def _scattered_span(
-        self, reading: Reading, kind: LayerKind, group: int, rows: Index | None
+        self, metadata: AttentionMetadata, kind: LayerKind, group: int, rows: Index | None
     ) -> Span:
         """Rows at different places, padding, or a ring that wraps around in this pass."""
         slots = self._slots[kind]
-        starts = torch.tensor(reading.starts, device=self._device)[:, None]
-        ends = starts + torch.tensor(reading.lengths, device=self._device)[:, None]
-        positions = starts + torch.arange(reading.tokens, device=self._device)
+        starts = torch.tensor(metadata.starts, device=self._device)[:, None]
+        ends = starts + torch.tensor(metadata.lengths, device=self._device)[:, None]
+        positions = starts + torch.arange(metadata.tokens, device=self._device)
         write = torch.where(positions < ends, positions % slots, slots)
-        row_numbers = torch.tensor(reading.rows, device=self._device)[:, None]
-        seen = min(slots, max(reading.starts) + max(reading.lengths))
+        row_numbers = torch.tensor(metadata.rows, device=self._device)[:, None]
+        seen = min(slots, max(metadata.starts) + max(metadata.lengths))
         last = ends - 1
         held = last - (last - torch.arange(seen, device=self._device)) % slots  # [R, S]
-        if reading.causal:
+        if metadata.causal:
             queries = positions.minimum(last)[..., None]  # padding looks where the last token does
             hidden = (held[:, None] < 0) | (held[:, None] > queries)
             if kind == "sliding":
@@ -228,7 +249,7 @@ class Cache:
             hidden = (held < 0)[:, None]
             if kind == "sliding":
                 hidden |= (held < starts - self._window + 1)[:, None]
-        mask = self._mask(hidden, group if reading.causal else 1)
+        mask = self._mask(hidden, group if metadata.causal else 1)
         return Span(rows, (row_numbers, write), range(seen), mask)
 
     def _mask(self, hidden: Tensor, group: int) -> Tensor:
@@ -241,6 +262,6 @@ class Cache:
         return mask.repeat_interleave(group, dim=1)[:, None]
 
 
-def whole_numbers(numbers: Sequence[int] | Tensor) -> list[int]:
+def to_ints(numbers: Sequence[int] | Tensor) -> list[int]:
     """Rows or lengths as Python integers."""
     return numbers.tolist() if isinstance(numbers, Tensor) else list(numbers)

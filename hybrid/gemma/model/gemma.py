@@ -15,8 +15,8 @@ from torch.nn.functional import embedding, linear
 from hybrid.errors import CheckpointError
 from hybrid.gemma.checkpoint.mapping import map_tensors
 from hybrid.gemma.checkpoint.tensors import FLOATS, Checkpoint
-from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.model.cache import MIN_ROLLBACK_TOKENS, Cache, Reading, whole_numbers
+from hybrid.gemma.config import GemmaConfig, Rope
+from hybrid.gemma.model.cache import AttentionMetadata, Cache, default_spare, to_ints
 from hybrid.gemma.model.layer import MANY_TOKENS, Layer, Rotation
 from hybrid.gemma.model.weights import GemmaWeights, read_weights
 from hybrid.kernels.arithmetic import constant, gelu_gate_torch
@@ -25,7 +25,6 @@ from hybrid.kernels.norms import rms_norm_torch
 from hybrid.kernels.rope import frequencies_torch, rotation_torch
 
 Rows = Sequence[int] | Tensor
-_Rope = tuple[int, float, float]  # head dimension, theta, rotary fraction
 
 
 class GemmaModel:
@@ -43,8 +42,8 @@ class GemmaModel:
             for layer, layer_weights in zip(config.layers, weights.layers, strict=True)
         ]
         self._ropes = {layer.rope for layer in self.layers}
-        self._tables: dict[_Rope, Rotation] = {}
-        self._latest: tuple[Reading, dict[_Rope, Rotation]] | None = None
+        self._tables: dict[Rope, Rotation] = {}
+        self._latest: tuple[AttentionMetadata, dict[Rope, Rotation]] | None = None
         # The published models round the scale to the weights' dtype.
         scale = torch.tensor(math.sqrt(config.hidden_size), dtype=self.dtype).item()
         self._embedding_scale = constant(scale, self.device)
@@ -60,7 +59,7 @@ class GemmaModel:
         `spare` is how many of a row's last tokens `rollback` can always forget.
         """
         if spare is None:
-            spare = max(self.config.canvas_length, MIN_ROLLBACK_TOKENS)
+            spare = default_spare(self.config)
         return Cache(self.config, batch_size, capacity, spare, self.device, self.dtype)
 
     def clear_row(self, cache: Cache, row: int) -> None:
@@ -86,16 +85,16 @@ class GemmaModel:
         self, token_ids: Tensor, lengths: Rows, cache: Cache, rows: Rows, is_whole: bool
     ) -> Iterator[Tensor]:
         """What comes of the tokens, as many at a time as the sliding layers' windows allow."""
-        numbers, remaining = whole_numbers(rows), whole_numbers(lengths)
+        numbers, remaining = to_ints(rows), to_ints(lengths)
         while True:
             rest = token_ids.shape[1]
-            reading = cache.reading(numbers, remaining, rest, causal=True)
-            step = min(rest, cache.most_tokens(reading))
+            metadata = cache.metadata(numbers, remaining, rest, causal=True)
+            step = min(rest, cache.max_pass_tokens(metadata))
             if step < rest:
                 now = [min(step, length) for length in remaining]
-                reading = cache.reading(numbers, now, step, causal=True)
-            yield self._run(self._embed(token_ids[:, :step]), reading, cache, is_whole)
-            cache.advance(reading)
+                metadata = cache.metadata(numbers, now, step, causal=True)
+            yield self._run(self._embed(token_ids[:, :step]), metadata, cache, is_whole)
+            cache.advance(metadata)
             if step == rest:
                 return
             remaining = [max(0, length - step) for length in remaining]
@@ -111,16 +110,20 @@ class GemmaModel:
         """
         if self.weights.self_conditioning is None:
             raise ValueError("this model has no self-conditioning: it cannot denoise")
-        numbers, tokens = whole_numbers(rows), canvas_ids.shape[1]
+        numbers, tokens = to_ints(rows), canvas_ids.shape[1]
         if tokens > self.config.canvas_length:
             raise ValueError(f"a canvas has {self.config.canvas_length} tokens, not {tokens}")
-        reading = cache.reading(numbers, [tokens] * len(numbers), tokens, causal=False)
-        return self._denoise(canvas_ids, soft_embedding, reading, cache)
+        metadata = cache.metadata(numbers, [tokens] * len(numbers), tokens, causal=False)
+        return self._denoise(canvas_ids, soft_embedding, metadata, cache)
 
     def _denoise(
-        self, canvas_ids: Tensor, soft_embedding: Tensor | None, reading: Reading, cache: Cache
+        self,
+        canvas_ids: Tensor,
+        soft_embedding: Tensor | None,
+        metadata: AttentionMetadata,
+        cache: Cache,
     ) -> Tensor:
-        x = self._run(self.condition(canvas_ids, soft_embedding), reading, cache)
+        x = self._run(self.condition(canvas_ids, soft_embedding), metadata, cache)
         return self.logits(rms_norm_torch(x, self.weights.norm, self.config.rms_norm_eps))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -149,11 +152,13 @@ class GemmaModel:
         signal = linear(gelu_gate_torch(*wide.chunk(2, -1)), weights.down)
         return rms_norm_torch(self._embed(canvas_ids) + signal, None, eps)
 
-    def _run(self, x: Tensor, reading: Reading, cache: Cache, is_whole: bool = True) -> Tensor:
+    def _run(
+        self, x: Tensor, metadata: AttentionMetadata, cache: Cache, is_whole: bool = True
+    ) -> Tensor:
         """``x`` [R, T, H] through all layers, or up to the last layer's keys and values."""
-        spans = cache.spans(reading)
-        rotations = self._rotations(reading)
-        is_few = len(x) * reading.tokens < MANY_TOKENS
+        spans = cache.spans(metadata)
+        rotations = self._rotations(metadata)
+        is_few = len(x) * metadata.tokens < MANY_TOKENS
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             where = spans[layer.kind_and_group], rotations[layer.rope], keys, values
             if layer is self.layers[-1] and not is_whole:
@@ -161,28 +166,28 @@ class GemmaModel:
                 break
             x = layer.attend(x, *where)
             weights = layer.weights
-            scalar = weights.encode_scalar if reading.causal else weights.denoise_scalar
+            scalar = weights.encode_scalar if metadata.causal else weights.denoise_scalar
             x = layer.feed_forward(x, scalar, is_few)
         return x
 
-    def _rotations(self, reading: Reading) -> dict[_Rope, Rotation]:
+    def _rotations(self, metadata: AttentionMetadata) -> dict[Rope, Rotation]:
         """The pass's rotations, kept for the next one: a canvas stays where it is step by step."""
         latest = self._latest
-        if latest is None or latest[0] != reading:
-            latest = reading, {rope: self._rotation(rope, reading) for rope in self._ropes}
+        if latest is None or latest[0] != metadata:
+            latest = metadata, {rope: self._rotation(rope, metadata) for rope in self._ropes}
             self._latest = latest
         return latest[1]
 
-    def _rotation(self, rope: _Rope, reading: Reading) -> Rotation:
-        table = self._rotation_table(rope, max(reading.starts) + reading.tokens)
-        if reading.start is not None:
-            here = slice(reading.start, reading.start + reading.tokens)
+    def _rotation(self, rope: Rope, metadata: AttentionMetadata) -> Rotation:
+        table = self._rotation_table(rope, max(metadata.starts) + metadata.tokens)
+        if metadata.start is not None:
+            here = slice(metadata.start, metadata.start + metadata.tokens)
             return Rotation(table.cosine[here], table.signed_sine[here])
-        starts = torch.tensor(reading.starts, device=self.device)[:, None]
-        positions = starts + torch.arange(reading.tokens, device=self.device)
+        starts = torch.tensor(metadata.starts, device=self.device)[:, None]
+        positions = starts + torch.arange(metadata.tokens, device=self.device)
         return Rotation(table.cosine[positions], table.signed_sine[positions])
 
-    def _rotation_table(self, rope: _Rope, length: int) -> Rotation:
+    def _rotation_table(self, rope: Rope, length: int) -> Rotation:
         """Cosine and signed sine [P, 1, D] of positions up to at least `length`."""
         table = self._tables.get(rope)
         if table is None or len(table.cosine) < length:
@@ -199,7 +204,7 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> GemmaModel:
-    """The model in the Hugging Face folder `path`, quantised weights decoded to `dtype`.
+    """The model in the Hugging Face folder `path`, quantized weights decoded to `dtype`.
 
     Raises CheckpointError, naming file and tensor, for anything that is not a model of the family.
     """

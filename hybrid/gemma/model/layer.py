@@ -15,10 +15,10 @@ from hybrid.gemma.config import GemmaConfig, LayerConfig
 from hybrid.gemma.model.cache import Span
 from hybrid.gemma.model.mixture import mixture_torch
 from hybrid.gemma.model.weights import (
-    ExpertWeights,
-    FeedForwardWeights,
+    FoldedExperts,
+    FoldedFeedForward,
+    JoinedExperts,
     LayerWeights,
-    UnitedWeights,
 )
 from hybrid.kernels.arithmetic import constant, gelu_gate_torch
 from hybrid.kernels.attention import attention_torch
@@ -45,7 +45,7 @@ class Layer:
     def __init__(self, config: GemmaConfig, layer: LayerConfig, weights: LayerWeights) -> None:
         self.config, self.geometry, self.weights = config, layer, weights
         self.kind_and_group = (layer.kind, config.num_attention_heads // layer.num_key_value_heads)
-        self.rope = (layer.head_dim, layer.rope_theta, layer.rotary_fraction)
+        self.rope = layer.rope
 
     def attend(
         self, x: Tensor, span: Span, rotation: Rotation, keys: Tensor, values: Tensor
@@ -89,11 +89,11 @@ class Layer:
             gate, up = linear(normed, weights.input).chunk(2, -1)
             output = linear(gelu_gate_torch(gate, up), weights.down)
         else:
-            united = weights.experts.united if is_few else None
+            joined = weights.experts.joined if is_few else None
             dense, mixed = (
                 self._gathered(normed, weights, weights.experts)
-                if united is None
-                else self._united(normed, weights, united)
+                if joined is None
+                else self._joined(normed, weights, joined)
             )
             output = rms_norm_torch(dense, weights.experts.dense_norm, eps)
             output = add_rms_norm_torch(output, mixed, weights.experts.expert_norm, eps)
@@ -101,7 +101,7 @@ class Layer:
         return x.mul_(constant(scalar, x.device))
 
     def _gathered(
-        self, normed: Tensor, weights: FeedForwardWeights, experts: ExpertWeights
+        self, normed: Tensor, weights: FoldedFeedForward, experts: FoldedExperts
     ) -> tuple[Tensor, Tensor]:
         """What the dense network and the experts make of [R, T, H], each run on its own tokens."""
         config = self.config
@@ -113,15 +113,15 @@ class Layer:
         mixed = mixture_torch(flat, chosen, shares, experts.gate_up, experts.down)
         return dense, mixed.view(normed.shape)
 
-    def _united(
-        self, normed: Tensor, weights: FeedForwardWeights, united: UnitedWeights
+    def _joined(
+        self, normed: Tensor, weights: FoldedFeedForward, joined: JoinedExperts
     ) -> tuple[Tensor, Tensor]:
         """As `_gathered`, with all experts run on all tokens."""
         config = self.config
         sizes = [config.intermediate_size, config.num_experts * config.moe_intermediate_size]
-        wide = linear(normed, united.input)
+        wide = linear(normed, joined.input)
         gate, up, router_logits = wide.split_with_sizes([sum(sizes)] * 2 + [config.num_experts], -1)
         gated, hidden = gelu_gate_torch(gate, up).split_with_sizes(sizes, -1)
         shares = route_dense_torch(router_logits, config.top_k_experts)
         hidden = hidden.view(*shares.shape, -1) * shares[..., None]
-        return linear(gated, weights.down), linear(hidden.flatten(-2), united.down)
+        return linear(gated, weights.down), linear(hidden.flatten(-2), joined.down)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hybrid.gemma import weights as stack
 from hybrid.gemma.checkpoint.stack_reader import StackReader
 from hybrid.gemma.checkpoint.tensors import Checkpoint
 from hybrid.gemma.config import GemmaConfig
@@ -21,7 +22,7 @@ FEW_EXPERTS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionWeights:
+class FoldedAttention:
     """Shapes: [heads * D, H], [query and key heads, D], [H, query heads * D], [H]."""
 
     query_key_value: Tensor
@@ -31,7 +32,7 @@ class AttentionWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class UnitedWeights:
+class JoinedExperts:
     """Few experts as one network beside the dense one, for running all of them on every token.
 
     `input` [gates, ups, both with the experts' after the dense ones, and router logits, H]; `down`
@@ -43,53 +44,36 @@ class UnitedWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertWeights:
+class FoldedExperts:
     """`gate_up` [E, 2 * I, H], `down` [E, H, I]; the experts' own scales are folded in."""
 
     gate_up: Tensor
     down: Tensor
     dense_norm: Tensor
     expert_norm: Tensor
-    united: UnitedWeights | None
+    joined: JoinedExperts | None
 
 
 @dataclass(frozen=True, slots=True)
-class FeedForwardWeights:
+class FoldedFeedForward:
     """`input` [gates, ups and router logits, H]; `down` [H, I]; `post_norm` [H]."""
 
     input: Tensor
     down: Tensor
     post_norm: Tensor
-    experts: ExpertWeights | None
+    experts: FoldedExperts | None
 
 
 @dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """One layer. The scalars multiply the residual stream at its end."""
-
-    attention: AttentionWeights
-    feed_forward: FeedForwardWeights
-    encode_scalar: float
-    denoise_scalar: float
-
-
-@dataclass(frozen=True, slots=True)
-class SelfConditioningWeights:
+class FoldedSelfConditioning:
     """The gated MLP on the previous step's soft embedding: [2 * I, H] and [H, I]."""
 
     gate_up: Tensor
     down: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class GemmaWeights:
-    """The whole stack; `skipped` names the tensors in the files that it has no use for."""
-
-    embedding: Tensor
-    layers: tuple[LayerWeights, ...]
-    norm: Tensor
-    self_conditioning: SelfConditioningWeights | None
-    skipped: tuple[str, ...]
+LayerWeights = stack.LayerWeights[FoldedAttention, FoldedFeedForward]
+GemmaWeights = stack.StackWeights[FoldedAttention, FoldedFeedForward, FoldedSelfConditioning]
 
 
 def read_weights(
@@ -141,7 +125,7 @@ class _Reader(StackReader):
         attention, feed_forward = self.attention(index), self.feed_forward(f"layers.{index}.")
         return LayerWeights(attention, feed_forward, *self.scalars(index))
 
-    def attention(self, index: int) -> AttentionWeights:
+    def attention(self, index: int) -> FoldedAttention:
         hidden, layer = self.config.hidden_size, self.config.layers[index]
         head_dim, prefix = layer.head_dim, f"layers.{index}."
         num_heads, name = self.config.num_attention_heads, f"{prefix}self_attn."
@@ -155,14 +139,14 @@ class _Reader(StackReader):
             self.norm(f"{name}q_norm", head_dim).expand(num_heads, -1),
             self.norm(f"{name}k_norm", head_dim).expand(layer.num_key_value_heads, -1),
         )
-        return AttentionWeights(
+        return FoldedAttention(
             self.gemm_weight(stacked * self.norm(f"{prefix}input_layernorm")),
             self.cast(torch.cat(head_norm)),
             self.cast(self.matrix(f"{name}o_proj", hidden, num_heads * head_dim)),
             self.vector(f"{prefix}post_attention_layernorm"),
         )
 
-    def feed_forward(self, prefix: str) -> FeedForwardWeights:
+    def feed_forward(self, prefix: str) -> FoldedFeedForward:
         hidden, intermediate = self.config.hidden_size, self.config.intermediate_size
         pre_norm = self.norm(f"{prefix}pre_feedforward_layernorm")
         gate = self.matrix(f"{prefix}mlp.gate_proj", intermediate, hidden) * pre_norm
@@ -172,21 +156,21 @@ class _Reader(StackReader):
         if self.config.num_experts:
             gate_up, down = self.experts(prefix)
             router = [self.router(prefix)]
-            united = None
+            joined = None
             if self.config.num_experts <= FEW_EXPERTS:
                 gates, ups = (half.flatten(0, 1) for half in gate_up.chunk(2, dim=1))
-                united = UnitedWeights(
+                joined = JoinedExperts(
                     self.gemm_weight(torch.cat([gate, gates, up, ups, *router])),
                     self.cast(down.transpose(0, 1).flatten(1)),
                 )
-            experts = ExpertWeights(
+            experts = FoldedExperts(
                 self.cast(gate_up),
                 self.cast(down),
                 self.vector(f"{prefix}post_feedforward_layernorm_1"),
                 self.vector(f"{prefix}post_feedforward_layernorm_2"),
-                united,
+                joined,
             )
-        return FeedForwardWeights(
+        return FoldedFeedForward(
             self.gemm_weight(torch.cat([gate, up, *router])),
             self.cast(self.matrix(f"{prefix}mlp.down_proj", hidden, intermediate)),
             self.vector(f"{prefix}post_feedforward_layernorm"),
@@ -220,12 +204,12 @@ class _Reader(StackReader):
         down *= self.raw(f"{prefix}router.per_expert_scale", (num_experts,))[:, None, None]
         return gate_up, down
 
-    def self_conditioning(self) -> SelfConditioningWeights:
+    def self_conditioning(self) -> FoldedSelfConditioning:
         hidden, intermediate = self.config.hidden_size, self.config.intermediate_size
         name = "self_conditioning."
         gate = self.matrix(f"{name}gate_proj", intermediate, hidden)
         up = self.matrix(f"{name}up_proj", intermediate, hidden)
-        return SelfConditioningWeights(
+        return FoldedSelfConditioning(
             self.gemm_weight(torch.cat((gate, up)) * self.norm(f"{name}pre_norm")),
             self.cast(self.matrix(f"{name}down_proj", hidden, intermediate)),
         )

@@ -1,6 +1,6 @@
 """A model folder as transformers' own model: the second implementation, for comparison.
 
-transformers reads neither published spelling of NVFP4 on a CPU, so quantised matrices are decoded
+transformers reads neither published spelling of NVFP4 on a CPU, so quantized matrices are decoded
 here, by the same reader as the native stack's; everything after that is transformers.
 """
 
