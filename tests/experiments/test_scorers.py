@@ -14,7 +14,8 @@ from hybrid.experiments.scorers import SCORERS, check_scorer, find_scorer
         ("numeric", "12", "so it is 12.", 1), ("numeric", "1,200", "1200.0", 1),
         ("numeric", "12", "12 and then 13", 0), ("numeric", "12", "twelve", 0),
         ("json", '{"a": 1, "b": [2]}', '{"b":[2],"a":1}', 1), ("json", "[1]", "[2]", 0),
-        ("json", "[1]", "oops", 0),
+        ("json", "[1]", "oops", 0), ("json", "[1]", "[" * 100_000, 0), ("json", "1", "true", 0),
+        ("json", "[1]", "[1.0]", 1), ("regex", "^(a+)+b$", "a" * 100_000, 0),
         ("regex", "^a+$", "aaa", 1), ("regex", "^a+$", "aab", 0),
         ("chrf", "the quick fox", "the quick fox", 1), ("chrf", "abc", "xyz", 0),
         ("code", "assert f(2) == 4", "def f(x): return x * x", 1),
@@ -30,21 +31,6 @@ def test_scores(name: str, reference: str, text: str, score: float) -> None:
 
 def test_chrf_is_between() -> None:
     assert 0.3 < SCORERS["chrf"]("?", "the quick brown fox", "the quick red fox") < 0.95
-
-
-@pytest.mark.parametrize(
-    "answer",
-    ["while True: pass", "x = 'a' * (1 << 31)", "open('big', 'w').write('x' * (2 << 20))",
-     "import os; assert not os.environ.get('HOME')\nassert 0"],
-)  # fmt: skip
-def test_code_has_limits(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hybrid.experiments.scorers._CODE_SECONDS", 1)
-    assert SCORERS["code"]("?", "pass", answer) == 0
-
-
-def test_code_sees_nothing_of_ours() -> None:
-    answer = "import os, sys; assert 'HOME' not in os.environ; assert os.listdir('.') == []"
-    assert SCORERS["code"]("?", "pass", answer) == 1
 
 
 @pytest.mark.parametrize(("name", "reference"), [("numeric", "no number"), ("json", "{oops")])
