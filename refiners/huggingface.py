@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from hybrid.errors import CheckpointError
+from hybrid.gemma.checkpoint.foreign import refuse_foreign
 from hybrid.gemma.config import read_end_token_ids
 from hybrid.gemma.fields import Fields
 from hybrid.gemma.reference.huggingface import CLASSES, load_hf_reference, placement, require_float
+from hybrid.gemma.reference.trust import refuse_foreign_code
 from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.types import Activations
@@ -96,6 +98,8 @@ def _load(folder: Path, device: str) -> Any:
     """The transformers model of a folder, in evaluation mode."""
     import transformers
 
+    refuse_foreign(folder)
+    refuse_foreign_code(folder)
     name = next(iter(Fields.read(folder / "config.json").values.get("architectures") or [""]))
     if name in CLASSES and "Diffusion" not in name:
         return load_hf_reference(folder, device)  # which also reads quantized weights
@@ -103,5 +107,5 @@ def _load(folder: Path, device: str) -> Any:
         expected = "a Gemma 4 that transformers knows, such as Gemma4ForConditionalGeneration"
         raise CheckpointError(str(folder), f"architecture {name!r}: expected {expected}")
     device, dtype = placement(device)
-    model = getattr(transformers, name).from_pretrained(folder, dtype=dtype)
+    model = getattr(transformers, name).from_pretrained(folder, dtype=dtype, use_safetensors=True)
     return model.to(device).eval()

@@ -130,6 +130,7 @@ class EngineModel:
         row ``rows[r]``, and hidden states beyond them mean nothing.
         """
         numbers, remaining = to_ints(rows), to_ints(lengths)
+        token_ids = self.config.embedded_ids(token_ids)
         outputs: list[Tensor] = []
         tokens, done = token_ids.shape[1], 0
         most = max(_CHUNK // len(numbers), _DECODED, self.config.canvas_length)

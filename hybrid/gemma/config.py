@@ -8,10 +8,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from hybrid.errors import CheckpointError
+from hybrid.gemma.checkpoint.foreign import refuse_foreign
 from hybrid.gemma.fields import Fields
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Architecture = Literal["diffusion_gemma", "gemma4"]
 LayerKind = Literal["sliding", "full"]
@@ -19,6 +23,7 @@ Rope = tuple[int, float, float]  # head dimension, theta, share of the pairs tha
 
 _KINDS: dict[str, LayerKind] = {"sliding_attention": "sliding", "full_attention": "full"}
 _MODEL_TYPES = ("diffusion_gemma", "gemma4", "gemma4_unified", "gemma4_text")
+_PLACEHOLDERS = ("image_token_id", "video_token_id", "audio_token_id")
 # key: the values under which it asks for nothing that the stack lacks
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "hidden_size_per_layer_input": (None, 0),
@@ -52,7 +57,8 @@ class LayerConfig:
 class GemmaConfig:
     """A Gemma 4 text stack. `num_experts` 0 is a dense model, `canvas_length` 0 one without canvas.
 
-    `tensor_prefix` is what the stack's tensors are called by in the checkpoint.
+    `tensor_prefix` is what the stack's tensors are called by in the checkpoint. In place of
+    `placeholder_token_ids`, where an image, video or sound would be, padding is embedded.
     """
 
     architecture: Architecture
@@ -72,11 +78,22 @@ class GemmaConfig:
     canvas_length: int
     end_token_ids: frozenset[int]
     pad_token_id: int
+    placeholder_token_ids: frozenset[int] = frozenset()
+
+    def embedded_ids(self, token_ids: "Tensor") -> "Tensor":
+        """The tokens [...] whose embeddings a causal pass reads for these tokens.
+
+        Gemma4ForConditionalGeneration of transformers does the same, with text alone too.
+        """
+        for placeholder in self.placeholder_token_ids:
+            token_ids = token_ids.masked_fill(token_ids == placeholder, self.pad_token_id)
+        return token_ids
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Self:
         """The configuration of the model folder `path`; CheckpointError if it cannot be run."""
         directory = Path(path)
+        refuse_foreign(directory)
         top = Fields.read(directory / "config.json")
         model_type = top.choice("model_type", _MODEL_TYPES)
         nested = model_type != "gemma4_text"
@@ -104,7 +121,13 @@ class GemmaConfig:
             canvas_length=_canvas_length(top, text) if diffusion else 0,
             end_token_ids=read_end_token_ids(directory),
             pad_token_id=text.whole("pad_token_id", least=0),
+            placeholder_token_ids=_placeholders(top) if nested and not diffusion else frozenset(),
         )
+
+
+def _placeholders(top: Fields) -> frozenset[int]:
+    named = [key for key in _PLACEHOLDERS if top.get(key) is not None]
+    return frozenset(top.whole(key, least=0) for key in named)
 
 
 def _canvas_length(top: Fields, text: Fields) -> int:
@@ -137,15 +160,19 @@ def _overrides(text: Fields, kinds: list[str], key_is_value: bool) -> dict[int, 
     """What single layers do differently, from either of the two published spellings."""
     if "per_layer_config" in text:
         section = text.section("per_layer_config")
-        indices = {str(index): index for index in range(len(kinds))}
-        for key in section.values:
-            if key not in indices:
+        overrides: dict[int, Mapping[str, Any]] = {}
+        for key in section.values:  # as wide as the largest index: "05"
+            index = int(key) if key.isascii() and key.isdigit() and len(key) < 9 else len(kinds)
+            if index >= len(kinds):
                 raise section.error(key, f"not the index of one of the {len(kinds)} layers")
-        return {indices[key]: section.section(key).values for key in section.values}
-    overrides: dict[str, Any] = {"head_dim": text.whole("global_head_dim")}
+            if index in overrides:
+                raise section.error(key, f"layer {index} is there twice")
+            overrides[index] = section.section(key).values
+        return overrides
+    of_full: dict[str, Any] = {"head_dim": text.whole("global_head_dim")}
     if key_is_value and text.get("num_global_key_value_heads") is not None:
-        overrides["num_key_value_heads"] = text.whole("num_global_key_value_heads")
-    return {index: overrides for index, kind in enumerate(kinds) if kind == "full_attention"}
+        of_full["num_key_value_heads"] = text.whole("num_global_key_value_heads")
+    return {index: of_full for index, kind in enumerate(kinds) if kind == "full_attention"}
 
 
 def _layer(

@@ -47,6 +47,8 @@ class ChatTokenizer:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as problem:  # the library raises Exception itself
             raise CheckpointError(str(file), f"not a tokenizer: {problem}") from None
+        tokenizer.no_truncation()  # whatever state was saved; transformers resets it too
+        tokenizer.no_padding()
         return cls(tokenizer, _read_template(directory, config), _special_tokens(config))
 
     @property

@@ -75,6 +75,7 @@ class Quantizer:
             raise CapabilityError("quantizing experts", str(job.source), missing)
         self.text = {*map_tensors(job.source, config).read}
         self.checkpoint = Checkpoint(job.source)
+        self.checkpoint.compare_tied()
         self.shards: dict[str, list[str]] = {}
         for name in self.checkpoint.names:
             self.shards.setdefault(Path(self.checkpoint.file(name)).name, []).append(name)

@@ -59,4 +59,5 @@ class StackReader:
         """Names of all that was rightly not read; CheckpointError if there is anything else."""
         skipped = self.checkpoint.skip(TOWERS, ACTIVATION_SCALES)
         self.checkpoint.refuse_unread()
+        self.checkpoint.compare_tied()
         return skipped

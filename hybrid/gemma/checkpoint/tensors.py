@@ -1,24 +1,31 @@
 """The tensors of a model folder: one safetensors file, or shards with an index.
 
 Tensors are read one by one, or in parts, so a model is never in memory twice. Whatever a model does
-not ask for is a mistake, unless it belongs to a tower that is knowingly left out.
+not ask for is a mistake, unless it belongs to a tower that is knowingly left out. Tensors that a
+model ties may be stored under either name, or under both: here they have one, and two that differ
+are an error.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from hybrid.errors import CheckpointError
+from hybrid.gemma.checkpoint.foreign import explain_unread
 from hybrid.gemma.checkpoint.tensor_file import DTYPES, Entry, TensorFile, stored_bytes
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MOST_NAMED = 5
+_PIECE = 2**24  # bytes of two tensors that are compared at a time
+_ENCODER, _DECODER = "model.encoder.language_model.", "model.decoder."
+_STACKS = (_DECODER, "model.language_model.", "model.")
+_HEAD = "lm_head.weight"
 
 
 class Checkpoint:
@@ -27,7 +34,18 @@ class Checkpoint:
     def __init__(self, path: str | Path) -> None:
         self.directory = Path(path)
         self._shards: dict[Path, TensorFile] = {}
-        self._files = self._read_index()
+        files = self._read_index()
+        names = _names_here(files)
+        self._stored: dict[str, str] = {}  # by what a tensor is called here
+        for stored, name in names.items():
+            if name == stored or name not in self._stored:
+                self._stored[name] = stored
+        self._files = {name: files[stored] for name, stored in self._stored.items()}
+        self._twice = {
+            stored: (files[stored], name)
+            for stored, name in names.items()
+            if self._stored[name] != stored
+        }
         self._unread = dict.fromkeys(self._files)
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
@@ -41,7 +59,7 @@ class Checkpoint:
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Stored type, as safetensors calls it, and shape of a tensor; reads its header only."""
-        entry = self._shards[self._files[name]].entries[name]
+        entry = self._shards[self._files[name]].entries[self._stored[name]]
         return entry.dtype, entry.shape
 
     def file(self, name: str) -> str:
@@ -50,7 +68,7 @@ class Checkpoint:
 
     def error(self, name: str, message: str) -> CheckpointError:
         """An error about one tensor, to raise."""
-        return CheckpointError(self.file(name), message, tensor=name)
+        return CheckpointError(self.file(name), message, tensor=self._stored.get(name, name))
 
     def holds_bytes(self, name: str) -> bool:
         """Whether the tensor exists and is stored as uint8."""
@@ -82,7 +100,7 @@ class Checkpoint:
     ) -> Tensor:
         """The tensor as stored, after checking it as `check` does."""
         self.check(name, shape, dtypes)
-        return self._shards[self._files[name]].read(name)
+        return self._shards[self._files[name]].read(self._stored[name])
 
     def numbers(self, name: str, shape: Sequence[int]) -> Tensor:
         """The tensor as stored, of one of `FLOATS`; CheckpointError also where it is not finite."""
@@ -108,7 +126,19 @@ class Checkpoint:
             self._buffer = torch.empty(max(most, row), dtype=torch.uint8)
         for start in range(0, shape[0], step):
             part = slice(start, min(start + step, shape[0]))
-            yield part, self._shards[self._files[name]].read(name, part, self._buffer)
+            file = self._shards[self._files[name]]
+            yield part, file.read(self._stored[name], part, self._buffer)
+
+    def compare_tied(self) -> None:
+        """Raise CheckpointError for a tensor that is stored under two names with two contents."""
+        for other, (file, name) in self._twice.items():
+            shard = self._shards[file]
+            if self.describe(name)[1] != shard.entries[other].shape or not all(
+                torch.equal(piece.double(), shard.read(other, part).double())
+                for part, piece in self.pieces(name, _PIECE)
+            ):
+                message = f"differs from {self._stored[name]}; the model has one tensor for both"
+                raise CheckpointError(str(file), message, tensor=other)
 
     def skip(self, prefixes: Sequence[str], suffixes: Sequence[str] = ()) -> tuple[str, ...]:
         """Leave out the unread tensors so called; returns their names."""
@@ -126,7 +156,8 @@ class Checkpoint:
         if self._unread:
             names = [*self._unread]
             more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-            message = f"tensors that this model has no place for: {names[:_MOST_NAMED]}{more}"
+            hint = explain_unread(names)
+            message = f"tensors that this model has no place for: {names[:_MOST_NAMED]}{more}{hint}"
             raise CheckpointError(self.file(names[0]), message, tensor=names[0])
 
     def _read_index(self) -> dict[str, Path]:
@@ -176,6 +207,23 @@ class Checkpoint:
             shard.close()
         self._shards.clear()
         self._buffer = torch.empty(0, dtype=torch.uint8)
+
+
+def _names_here(stored: Iterable[str]) -> dict[str, str]:
+    """What each stored tensor is called here: by the decoder's name what DiffusionGemma's encoder
+    shares with it, and by the embedding's the output head.
+    """
+    names = {
+        name: _DECODER + name.removeprefix(_ENCODER)
+        if name.startswith(_ENCODER) and not name.endswith(".layer_scalar")
+        else name
+        for name in stored
+    }
+    if _HEAD in names:
+        here = [*names.values()]
+        stack = (prefix for prefix in _STACKS if any(name.startswith(prefix) for name in here))
+        names[_HEAD] = f"{next(stack, '')}embed_tokens.weight"
+    return names
 
 
 def all_finite(tensor: Tensor) -> Tensor:

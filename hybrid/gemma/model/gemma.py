@@ -86,6 +86,7 @@ class GemmaModel:
     ) -> Iterator[Tensor]:
         """What comes of the tokens, as many at a time as the sliding layers' windows allow."""
         numbers, remaining = to_ints(rows), to_ints(lengths)
+        token_ids = self.config.embedded_ids(token_ids)
         while True:
             rest = token_ids.shape[1]
             metadata = cache.metadata(numbers, remaining, rest, causal=True)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hybrid.errors import CapabilityError, CheckpointError
+from hybrid.gemma.checkpoint.foreign import refuse_foreign
 from hybrid.gemma.checkpoint.nvfp4 import MatrixReader, read_convention
 from hybrid.gemma.checkpoint.tensors import FLOATS, Checkpoint
 from hybrid.gemma.fields import Fields
+from hybrid.gemma.reference.trust import refuse_foreign_code
 from hybrid.types import Activations
 
 CLASSES = ("DiffusionGemmaForBlockDiffusion", "Gemma4ForCausalLM")
@@ -30,6 +32,8 @@ def load_hf_reference(path: str | Path, device: str = "cpu") -> Any:
     device, dtype = placement(device)
 
     folder = Path(path)
+    refuse_foreign(folder)
+    refuse_foreign_code(folder)
     name = next(iter(Fields.read(folder / "config.json").values.get("architectures") or [""]))
     if name not in CLASSES:
         raise CheckpointError(str(folder), f"architecture {name!r}: expected one of {CLASSES}")
@@ -41,6 +45,7 @@ def load_hf_reference(path: str | Path, device: str = "cpu") -> Any:
     model: nn.Module = kind(config).to(device=device, dtype=dtype).eval()
     checkpoint = Checkpoint(folder)
     try:
+        checkpoint.compare_tied()
         reader = _Reader(checkpoint)
         with torch.no_grad():
             for tensor_name, tensor in model.state_dict().items():
@@ -80,7 +85,7 @@ class _Reader:
             return self._matrices.read(module, like.shape)
         if name in self._checkpoint:
             return self._checkpoint.read(name, like.shape, FLOATS)
-        if name == "lm_head.weight":
+        if name == "lm_head.weight":  # which the checkpoint calls by the embedding's name
             tied = "decoder." if f"{_DECODER}embed_tokens.weight" in self._checkpoint else ""
             return self.read(f"model.{tied}embed_tokens.weight", like)
         if name.startswith(_ENCODER):
