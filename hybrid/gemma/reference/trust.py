@@ -47,8 +47,8 @@ def _check(fields: Fields, path: str, key: str, value: Any) -> None:
             message = f"{value!r} may load a kernel from the hub; remove it, or say {names}"
             raise fields.error(path, message)
     if key == "quant_method" and value not in _QUANT_METHODS:
-        allowed = f"allowed are {', '.join(_QUANT_METHODS)}"
-        raise fields.error(path, f"{value!r} may load kernels from the hub; {allowed}")
+        known = f"allowed are {', '.join(_QUANT_METHODS)}"
+        raise fields.error(path, f"{value!r} may load kernels from the hub; {known}")
 
 
 def _walk(value: Any, prefix: str) -> Iterator[tuple[str, str, Any]]:
