@@ -192,5 +192,5 @@ def test_a_backend_whose_package_is_missing_names_the_extra(
         monkeypatch.delitem(sys.modules, f"hybrid.refiners.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "httpx", None)
     server = RefinerModelSection(backend="vllm", url="http://127.0.0.1:9/v1")
-    with pytest.raises(CapabilityError, match="httpx is not installed.*extra 'remote'"):
+    with pytest.raises(CapabilityError, match=r"httpx is not installed.*extra 'remote'"):
         load_models(None, server)
