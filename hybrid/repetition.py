@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 MAX_PERIOD = 80  # characters of what is repeated
 _LEAST_WORDS = 16  # characters of a run that repeats words; "ha ha ha ha" is shorter
 _LEAST_LETTER = 40  # of one that repeats a single letter, as in "noooooo" and "A A A A A"
@@ -42,6 +40,8 @@ def _runs(text: str, times: int) -> Iterator[tuple[str, int]]:
 
     A run of period p is where every character equals the one p characters before it.
     """
+    import numpy as np  # not for a request without such a check, nor for `hybrid run --help`
+
     characters = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
     for period in range(1, min(MAX_PERIOD, len(text) // times) + 1):
         breaks = np.flatnonzero(characters[period:] != characters[:-period])
