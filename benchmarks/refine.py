@@ -29,7 +29,7 @@ from hybrid.embedded.tasks import TASKS, Instance, check, evaluation_set
 from hybrid.experiments.statistics import proportion_interval
 from hybrid.policies.measurements import hardware
 from hybrid.protocols import DraftJob
-from hybrid.refiners.assignment import Assignment, Clamp
+from hybrid.refiners.context import FixedTokens, RefineContext
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.refiners.guide import RefinerGuide
 from hybrid.refiners.refine import refine, write_alone
@@ -221,10 +221,10 @@ def refine_one(
         (first,) = drafter.draft([replace(job, seed=seed, guide=guide)])
         opened = guide.session
 
-    def redraft(clamp: Clamp) -> Draft:
-        return drafter.draft([replace(job, seed=job.seed + seed, clamp=clamp)])[0]
+    def redraft(fixed: FixedTokens) -> Draft:
+        return drafter.draft([replace(job, seed=job.seed + seed, fixed_token_ids=fixed)])[0]
 
-    assignment = Assignment(
+    context = RefineContext(
         request,
         first,
         params,
@@ -235,7 +235,7 @@ def refine_one(
         more_drafts=more,
         opened=opened,
     )
-    _, refinement = refine(assignment)
+    _, refinement = refine(context)
     seconds = time.perf_counter() - started
     right = check(instance, refinement.text)
     return Answer(right, refinement.forward_passes, seconds, refinement.accepted_tokens)

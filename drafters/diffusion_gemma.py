@@ -1,6 +1,7 @@
 """DiffusionGemma on the native stack: whole requests in, finished drafts out.
 
-Settings, prompts and templates are checked here, before anything runs; the work is the batch's.
+Settings, prompts and templates are checked here, before anything runs; engines do the work. Any
+number of threads may ask at once: their sequences share denoising steps.
 """
 
 import math
@@ -12,8 +13,14 @@ from typing import Any, Self
 import torch
 
 from hybrid.cores import available_cores
-from hybrid.drafters.batch import Assignment, CachingModel, DraftBatch
+from hybrid.drafters.eager_runner import EagerRunner
+from hybrid.drafters.engine import DraftEngine
+from hybrid.drafters.engine_pool import EnginePool
+from hybrid.drafters.graph_runner import GraphRunner
+from hybrid.drafters.model_runner import CachedModel, ModelRunner
 from hybrid.drafters.noise import CounterNoise, Noise
+from hybrid.drafters.scheduler import Scheduler
+from hybrid.drafters.sequence import DraftSequence
 from hybrid.drafters.template import Template, parse_template
 from hybrid.engine.load import load_fastest
 from hybrid.engine.model import EngineModel
@@ -21,8 +28,12 @@ from hybrid.errors import CheckpointError, RequestError
 from hybrid.gemma.fields import Fields
 from hybrid.gemma.threads import SMALL_HIDDEN_SIZE
 from hybrid.gemma.tokenizer import ChatTokenizer
+from hybrid.priority import PriorityQueue
 from hybrid.protocols import DraftJob
 from hybrid.types import Activations, Draft, DraftParams, Request
+
+MAX_BATCH_SIZE = 16
+_USUAL_TOTAL_TOKENS = 4096  # of a sequence; an engine is made anew for a longer one
 
 _SETTINGS: Mapping[str, Callable[[Fields, str], Any]] = {
     "max_denoising_steps": Fields.whole,
@@ -35,19 +46,26 @@ _SETTINGS: Mapping[str, Callable[[Fields, str], Any]] = {
 
 
 class DiffusionGemmaDrafter:
-    """A drafter (see `hybrid.protocols.Drafter`) on any model that fits the denoising loop."""
+    """A drafter (see `hybrid.protocols.Drafter`) on any model that fits the denoising loop.
+
+    At most `max_batch_size` sequences are denoised at the same time, in all engines together.
+    """
 
     def __init__(
         self,
-        model: CachingModel,
+        model: CachedModel,
         tokenizer: ChatTokenizer,
         noise: Noise | None = None,
         default_params: DraftParams | None = None,
+        max_batch_size: int = MAX_BATCH_SIZE,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.default_params = default_params or DraftParams()
         on_host = isinstance(model, EngineModel)  # whose canvases only begin with these numbers
         self._noise = noise or CounterNoise(torch.device("cpu") if on_host else model.device)
+        self._max_batch_size = -(-max_batch_size // self.num_engines)
+        usual = min(_USUAL_TOTAL_TOKENS, self.max_context)
+        self._pool = EnginePool(self.new_engine, self.num_engines, usual)
 
     @classmethod
     def from_directory(
@@ -79,10 +97,15 @@ class DiffusionGemmaDrafter:
         return self.model.config.max_position_embeddings
 
     @property
-    def batches(self) -> int:
-        """See `BatchDrafter.batches`: a small model on a CPU takes one thread a batch."""
+    def num_engines(self) -> int:
+        """How many engines work side by side: for a small model on a CPU, one a core."""
         is_small = self.model.config.hidden_size <= SMALL_HIDDEN_SIZE
         return available_cores() if is_small and self.model.device.type == "cpu" else 1
+
+    @property
+    def num_waiting(self) -> int:
+        """How many sequences wait for a place in an engine."""
+        return self._pool.num_waiting
 
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Drafter.count_prompt_tokens`."""
@@ -95,33 +118,33 @@ class DiffusionGemmaDrafter:
 
     def draft(self, jobs: Sequence[DraftJob]) -> list[Draft]:
         """See `Drafter.draft`; raises RequestError for settings or prompts that cannot work."""
-        assignments = [self.prepare(job) for job in jobs]
-        batch = self.open_batch(len(jobs), max(assignment.room for assignment in assignments))
-        waiting = list(range(len(jobs)))
-        rows: dict[int, int] = {}
-        drafts: dict[int, Draft] = {}
-        while waiting or rows:
-            now, waiting = waiting[: batch.free], waiting[batch.free :]
-            if now:
-                numbers = batch.admit([assignments[index] for index in now])
-                rows |= zip(numbers, now, strict=True)
-            for number, outcome in batch.step().items():
-                if isinstance(outcome, Exception):
-                    raise outcome
-                drafts[rows.pop(number)] = outcome
-        return [drafts[index] for index in range(len(jobs))]
+        return self._pool.draft([self.new_sequence(job) for job in jobs])
 
-    def open_batch(self, slots: int, capacity: int) -> DraftBatch:
-        """See `BatchDrafter.open_batch`; a GPU may have room for fewer rows."""
-        if isinstance(self.model, EngineModel):
-            slots = min(slots, self.model.most_rows(capacity))
-        return DraftBatch(self.model, self.tokenizer, self._noise, slots, capacity)
-
-    def prepare(self, job: DraftJob) -> Assignment:
-        """See `BatchDrafter.prepare`."""
+    def new_sequence(self, job: DraftJob) -> DraftSequence:
+        """Check a job and encode its prompt; raises RequestError, runs no model."""
         check_job(job, self.canvas_length, self.model.config.vocab_size)
-        prompt = self._prompt(job.request)
-        return Assignment(job, tuple(prompt), self._job_template(job), self._room(len(prompt), job))
+        prompt = tuple(self._prompt(job.request))
+        limit = self._max_total_tokens(len(prompt), job)
+        return DraftSequence(job, prompt, self._job_template(job), limit)
+
+    def new_engine(
+        self, waiting: PriorityQueue[DraftSequence], max_total_tokens: int
+    ) -> DraftEngine:
+        """An engine with an empty cache, for sequences of up to `max_total_tokens` tokens."""
+        model, size = self.model, self._max_batch_size
+        runner: ModelRunner
+        if isinstance(model, EngineModel):
+            runner = GraphRunner(model, self._noise, size, max_total_tokens)
+        else:
+            runner = EagerRunner(model, self._noise, size, max_total_tokens)
+        scheduler = Scheduler(
+            waiting,
+            runner.max_batch_size,
+            runner.max_total_tokens,
+            rows_cost_time=model.device.type == "cpu",
+            num_engines=self.num_engines,
+        )
+        return DraftEngine(runner, scheduler, self.tokenizer, model.config)
 
     def _prompt(self, request: Request) -> list[int]:
         prompt = self.tokenizer.encode_conversation(request.conversation)
@@ -131,7 +154,7 @@ class DiffusionGemmaDrafter:
             raise RequestError("prompt", f"{len(prompt)} tokens", allowed)
         return prompt
 
-    def _room(self, prompt_tokens: int, job: DraftJob) -> int:
+    def _max_total_tokens(self, prompt_tokens: int, job: DraftJob) -> int:
         """Tokens that the prompt and the job's canvases may take together."""
         wanted = -(-job.max_new_tokens // self.canvas_length)
         possible = (self.max_context - prompt_tokens) // self.canvas_length
@@ -144,9 +167,10 @@ class DiffusionGemmaDrafter:
         return parse_template(request.infill, self.tokenizer, self.canvas_length, end_token)
 
     def _job_template(self, job: DraftJob) -> Template | None:
-        if job.clamp:
-            end = [min(self.model.config.end_token_ids)] * (self.canvas_length - len(job.clamp))
-            return Template((*job.clamp, *end), len(job.clamp))
+        if job.fixed_token_ids:
+            fixed = job.fixed_token_ids
+            end = [min(self.model.config.end_token_ids)] * (self.canvas_length - len(fixed))
+            return Template((*fixed, *end), len(fixed))
         template = self._template(job.request)
         if template and template.text_tokens > job.max_new_tokens:
             allowed = f"the infill's text and blanks have {template.text_tokens} tokens"
@@ -171,7 +195,8 @@ def check_job(job: DraftJob, canvas_length: int, vocabulary: int) -> None:
         ("seed", job.seed, 0 <= job.seed < 2**64, "from 0 to 2**64 - 1"),
         ("warm_start", f"{len(job.warm_start)} tokens", len(job.warm_start) <= canvas_length,
          f"at most {canvas_length} tokens, one canvas"),
-        ("clamp", f"{len(job.clamp)} tokens", len(job.clamp) <= canvas_length,
+        ("fixed_token_ids", f"{len(job.fixed_token_ids)} tokens",
+         len(job.fixed_token_ids) <= canvas_length,
          f"at most {canvas_length} tokens, one canvas"),
         ("warm_start", job.warm_start, all(0 <= token < vocabulary for token in job.warm_start),
          f"token ids below {vocabulary}"),

@@ -33,7 +33,7 @@ class Template:
         return self.tokens.count(None)
 
     @property
-    def least_tokens(self) -> int:
+    def min_tokens(self) -> int:
         """How many tokens the answer has at least: up to the last one that was given."""
         written = enumerate(self.tokens[: self.text_tokens])
         return max((index + 1 for index, token in written if token is not None), default=0)

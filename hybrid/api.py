@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from pathlib import Path
-from threading import Event as Flag
 from threading import Lock
 from types import TracebackType
 from typing import Self, Unpack
@@ -16,7 +15,7 @@ from typing import Self, Unpack
 from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
 
 from hybrid.backends import Models
-from hybrid.batching import SLOTS
+from hybrid.deadline import CancelFlag
 from hybrid.errors import BackendError, RequestError
 from hybrid.event_stream import EventStream
 from hybrid.local import Local
@@ -30,6 +29,7 @@ from hybrid.types import Event, Finished, Plan, Request, Result, SignalValue
 from hybrid.workers.pool import Workers
 
 MAX_IN_FLIGHT = 256
+_BATCH_THREADS = 32  # that ask for the requests of one batch
 
 
 class Hybrid:
@@ -113,14 +113,14 @@ class Hybrid:
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result:
         """The answer to a prompt, a conversation or a Request."""
-        return self._answer(prompt, options, None, Flag())
+        return self._answer(prompt, options, None, CancelFlag())
 
     def generate_batch(self, prompts: Iterable[Prompt], **options: Unpack[Options]) -> list[Result]:
         """The answers to many prompts, in their order, drafted together.
 
         The first error is raised once all have been tried.
         """
-        with ThreadPoolExecutor(min(2 * SLOTS, self._max_in_flight)) as threads:
+        with ThreadPoolExecutor(min(_BATCH_THREADS, self._max_in_flight)) as threads:
             answers = [threads.submit(self.generate, prompt, **options) for prompt in prompts]
         return [answer.result() for answer in answers]
 
@@ -164,7 +164,7 @@ class Hybrid:
         self.close()
 
     def _answer(
-        self, prompt: Prompt, options: Options, emit: Emit | None, cancelled: Flag
+        self, prompt: Prompt, options: Options, emit: Emit | None, cancelled: CancelFlag
     ) -> Result:
         request, policy = make_request(prompt, options), self.policy
         with self._lock:
@@ -222,7 +222,7 @@ class AsyncHybrid:
         """See `Hybrid.generate_batch`; the first error cancels the others."""
         asked = [*prompts]
         results: dict[int, Result] = {}
-        limit = CapacityLimiter(2 * SLOTS)
+        limit = CapacityLimiter(_BATCH_THREADS)
 
         async def answer(place: int, prompt: Prompt) -> None:
             async with limit:

@@ -1,14 +1,16 @@
 """A clock with a budget, and the durations people write ("500ms", "2s").
 
-A deadline is polled between denoising steps and between tokens, never waited on: whoever works
-under one keeps its best answer so far at hand. Cancelling is the same poll with another outcome.
+Whoever works under a deadline asks it between denoising steps and between tokens, and keeps the
+best answer so far at hand. Whoever only waits is called when the request is cancelled.
 """
 
 import math
 import re
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Event
+from threading import TIMEOUT_MAX, Event, Lock
 
 from hybrid.errors import Cancelled, RequestError
 
@@ -30,19 +32,59 @@ def format_duration(seconds: float) -> str:
     return f"{seconds * 1e3:.0f} ms" if seconds < 0.9995 else f"{seconds:.2f} s"
 
 
+class CancelFlag:
+    """Set once, from any thread, when the caller has gone away."""
+
+    def __init__(self) -> None:
+        self._event, self._lock = Event(), Lock()
+        self._callbacks: list[Callable[[], object]] = []
+
+    def is_set(self) -> bool:
+        """Whether the caller has gone away."""
+        return self._event.is_set()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the caller has gone away; False once `timeout_s` has passed."""
+        return self._event.wait(timeout_s)
+
+    def set(self) -> None:
+        """Say that the caller has gone away, and call who waits for it."""
+        with self._lock:
+            self._event.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    @contextmanager
+    def calling(self, callback: Callable[[], object]) -> Iterator[None]:
+        """Inside the block, `callback` is called once when the flag is set, at once if it is."""
+        with self._lock:
+            is_set = self._event.is_set()
+            if not is_set:
+                self._callbacks.append(callback)
+        if is_set:
+            callback()
+        try:
+            yield
+        finally:
+            with self._lock:
+                if callback in self._callbacks:
+                    self._callbacks.remove(callback)
+
+
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """A moment on the monotonic clock (`expires_at`, seconds; infinite if there is no budget)."""
 
     expires_at: float = math.inf
-    cancelled: Event = field(default_factory=Event, repr=False, compare=False)
+    cancelled: CancelFlag = field(default_factory=CancelFlag, repr=False, compare=False)
 
     @classmethod
     def after(
         cls,
         budget_s: float | None,
         started: float | None = None,
-        cancelled: Event | None = None,
+        cancelled: CancelFlag | None = None,
     ) -> "Deadline":
         """The deadline `budget_s` seconds after `started` (now), or one that never comes.
 
@@ -51,12 +93,19 @@ class Deadline:
         if started is None:
             started = time.monotonic()
         expires_at = math.inf if budget_s is None else started + budget_s
-        return cls(expires_at, cancelled or Event())
+        return cls(expires_at, cancelled or CancelFlag())
 
     @property
     def remaining_s(self) -> float:
         """Seconds left, negative once it has passed."""
         return self.expires_at - time.monotonic()
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Seconds left for a wait of the threading module, None without a budget."""
+        if math.isinf(self.expires_at):
+            return None
+        return min(max(0.0, self.remaining_s), TIMEOUT_MAX)
 
     @property
     def expired(self) -> bool:

@@ -6,12 +6,12 @@ cancelled task in async code looks from here.
 
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
-from threading import Event as Flag
 from threading import Thread
 
+from hybrid.deadline import CancelFlag
 from hybrid.types import Event, Finished
 
-Answer = Callable[[Callable[[Event], None], Flag], object]
+Answer = Callable[[Callable[[Event], None], CancelFlag], object]
 Item = Event | BaseException
 
 
@@ -20,7 +20,7 @@ class EventStream(Iterator[Event]):
 
     def __init__(self, answer: Answer) -> None:
         self._items: SimpleQueue[Item] = SimpleQueue()
-        self._cancelled = Flag()
+        self._cancelled = CancelFlag()
         self._ended = False
         arguments = answer, self._items, self._cancelled
         self._worker = Thread(target=_work, args=arguments, name="hybrid-stream", daemon=True)
@@ -50,7 +50,7 @@ class EventStream(Iterator[Event]):
         self._cancelled.set()
 
 
-def _work(answer: Answer, items: SimpleQueue[Item], cancelled: Flag) -> None:
+def _work(answer: Answer, items: SimpleQueue[Item], cancelled: CancelFlag) -> None:
     try:
         answer(items.put, cancelled)
     except BaseException as error:  # it belongs to whoever reads the stream

@@ -4,13 +4,11 @@ They load at the first request, outside its budget, and again when a policy name
 """
 
 import gc
-from contextlib import nullcontext
 from dataclasses import replace
-from threading import Event as Flag
 from threading import Lock
 
 from hybrid.backends import Models, load_models
-from hybrid.batching import share
+from hybrid.deadline import CancelFlag
 from hybrid.pipeline import Custom, Emit, Pipeline
 from hybrid.policies.calibration import load_or_measure
 from hybrid.policies.history import History
@@ -29,7 +27,7 @@ class Local:
         self._custom, self._models = custom, models
         self._pipeline: Pipeline | None = None
         self._latency_basis = ""
-        self._lock, self._turn = Lock(), Lock()
+        self._lock = Lock()
         self._in_flight = 0
 
     def answer(
@@ -37,7 +35,7 @@ class Local:
         request: Request,
         policy: Policy,
         emit: Emit | None = None,
-        cancelled: Flag | None = None,
+        cancelled: CancelFlag | None = None,
         started: float | None = None,
     ) -> Result:
         """See `Pipeline.answer`; the models load first if need be."""
@@ -45,8 +43,7 @@ class Local:
             pipeline, load = self._ready(policy), self._in_flight
             self._in_flight += 1
         try:
-            with self._turn if pipeline.is_exclusive else nullcontext():
-                return pipeline.answer(request, emit, cancelled, load, started)
+            return pipeline.answer(request, emit, cancelled, load, started)
         finally:
             with self._lock:
                 self._in_flight -= 1
@@ -77,11 +74,10 @@ class Local:
             self._let_go()
             measured = load_or_measure(policy, models.drafter, models.refiner)
             history = History(measured.costs, history_file(policy))
-            shared = replace(models, drafter=share(models.drafter))
             self._latency_basis = measured.description
             # What is loaded stays. To look through it for garbage stops all requests for 95 ms.
             gc.freeze()
-            self._pipeline = Pipeline(policy, shared, measured.costs, self._custom, history)
+            self._pipeline = Pipeline(policy, models, measured.costs, self._custom, history)
         elif before.policy is not policy:
             self._pipeline = replace(before, policy=policy)
         assert self._pipeline is not None

@@ -4,17 +4,14 @@ Every step leaves an answer behind that the next may only improve: once a draft 
 failing refiner nor a deadline can lose it.
 """
 
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from threading import Event as Flag
 
 from hybrid.backends import Models
-from hybrid.batching import SharedDrafter
 from hybrid.checks import DoesNotRepeat, examine, failed_names
 from hybrid.cores import available_cores
-from hybrid.deadline import Deadline
+from hybrid.deadline import CancelFlag, Deadline
 from hybrid.errors import (
     BackendError,
     Cancelled,
@@ -28,13 +25,12 @@ from hybrid.policies.planner import plan
 from hybrid.policies.rules import PythonRule, ask
 from hybrid.policies.schema import Policy
 from hybrid.policies.signals import gather
-from hybrid.protocols import DraftJob, Sampling
-from hybrid.refiners.assignment import Assignment, Clamp
+from hybrid.priority import DeadlineSemaphore
+from hybrid.refiners.context import FixedTokens, RefineContext
 from hybrid.refiners.guide import RefinerGuide
 from hybrid.refiners.refine import refine, write_alone
-from hybrid.turns import Turns
+from hybrid.request_state import RequestState
 from hybrid.types import (
-    CheckOutcome,
     Denoised,
     Draft,
     Drafted,
@@ -44,14 +40,10 @@ from hybrid.types import (
     Patched,
     Plan,
     Planned,
-    Refinement,
     Request,
     Result,
     Signals,
     SignalValue,
-    Timing,
-    Usage,
-    Verdict,
 )
 
 Emit = Callable[[Event], None]
@@ -69,8 +61,8 @@ class Custom:
 class Pipeline:
     """Answers requests with a loaded pair under a policy.
 
-    `history`, if there is one, learns from every answer and predicts from then on. Refining takes
-    turns: more at once than processors are left by drafting makes all of them late.
+    `history`, if there is one, learns from every answer and predicts from then on. Refining has as
+    many slots as cores are left by drafting: more at once make all of them late.
     """
 
     policy: Policy
@@ -78,18 +70,15 @@ class Pipeline:
     latency: LatencyModel
     custom: Custom = Custom()
     history: History | None = None
-    refining: Turns = field(default_factory=lambda: Turns(max(1, available_cores() - 1)))
-
-    @property
-    def is_exclusive(self) -> bool:
-        """Whether it can answer only one request at a time."""
-        return not isinstance(self.models.drafter, SharedDrafter | None)
+    refining: DeadlineSemaphore = field(
+        default_factory=lambda: DeadlineSemaphore(max(1, available_cores() - 1))
+    )
 
     def answer(
         self,
         request: Request,
         emit: Emit | None = None,
-        cancelled: Flag | None = None,
+        cancelled: CancelFlag | None = None,
         load: int = 0,
         started: float | None = None,
     ) -> Result:
@@ -101,33 +90,33 @@ class Pipeline:
         DeadlineExceeded only if the policy says `on_deadline: fail`, and BackendError if no answer
         could be had at all.
         """
-        work = _Work(self._phrased(request), time.monotonic() if started is None else started)
-        work.signals, work.plan = self.plan(request, load)
-        work.finish("plan")
+        started = time.monotonic() if started is None else started
+        state = RequestState(self._phrased(request), started, *self.plan(request, load))
+        state.finish("plan")
         tell = emit or _nobody
-        tell(Planned(work.signals, work.plan))
-        deadline = Deadline.after(work.plan.budget_s, work.started, cancelled)
+        tell(Planned(state.signals, state.plan))
+        deadline = Deadline.after(state.plan.budget_s, state.started, cancelled)
 
-        if work.plan.draft is not None:
-            work.draft = self._draft(work, deadline, emit)
-            work.draft_checks = examine(request.checks, work.draft.text)
-            tell(Drafted(work.draft))
-        work.finish("draft")
+        if state.plan.draft is not None:
+            state.draft = self._draft(state, deadline, emit)
+            state.draft_checks = examine(request.checks, state.draft.text)
+            tell(Drafted(state.draft))
+        state.finish("draft")
 
-        self._refine(work, deadline)
-        work.examine()
-        if work.refinement and work.draft and work.refinement.edits:
-            tell(Patched(work.refinement))
-        work.finish("refine")
+        self._refine(state, deadline)
+        state.check_answer()
+        if state.refinement and state.draft and state.refinement.edits:
+            tell(Patched(state.refinement))
+        state.finish("refine")
 
-        work.notes += self._warnings(request, work.request)
-        if problem := DoesNotRepeat().problem(work.answer().text):
-            work.notes += (f"the answer repeats itself: {problem}",)
-        result = work.result()
+        state.notes += self._warnings(request, state.request)
+        if problem := DoesNotRepeat().problem(state.answer().text):
+            state.notes += (f"the answer repeats itself: {problem}",)
+        result = state.result()
         if self.history is not None:
             self.history.learn(result)
         if result.finish_reason == "budget" and self.policy.on_deadline == "fail":
-            raise DeadlineExceeded(f"no complete answer within {work.plan.budget_s} s")
+            raise DeadlineExceeded(f"no complete answer within {state.plan.budget_s} s")
         tell(Finished(result))
         return result
 
@@ -153,72 +142,77 @@ class Pipeline:
         return signals, plan(request, signals, self.policy, latency, quality, said)
 
     def _draft(
-        self, work: "_Work", deadline: Deadline, on_step: Callable[[Denoised], None] | None
+        self, state: RequestState, deadline: Deadline, on_step: Callable[[Denoised], None] | None
     ) -> Draft:
-        assert self.models.drafter is not None and work.plan.draft is not None
-        refining, refiner, most = work.plan.refine, self.models.refiner, work.plan.max_new_tokens
+        assert self.models.drafter is not None and state.plan.draft is not None
+        refining, refiner, most = state.plan.refine, self.models.refiner, state.plan.max_new_tokens
         if refining.mode == "guide" and refiner is not None:
-            work.guide = RefinerGuide(refiner, work.request, refining, most, deadline)
-        job = work.job(deadline, on_step)
+            state.guide = RefinerGuide(refiner, state.request, refining, most, deadline)
+        job = state.job(deadline, on_step)
         count = refining.drafts if refining.mode == "best_of" else 1
-        more = [replace(job, seed=(work.seed + n) % 2**63, on_step=None) for n in range(1, count)]
-        draft, *work.more_drafts = self.models.drafter.draft([job, *more])
+        more = [replace(job, seed=(state.seed + n) % 2**63, on_step=None) for n in range(1, count)]
+        draft, *state.more_drafts = self.models.drafter.draft([job, *more])
         return draft
 
-    def _refine(self, work: "_Work", deadline: Deadline) -> None:
+    def _refine(self, state: RequestState, deadline: Deadline) -> None:
         """Judge and improve the draft; whatever goes wrong here, the draft stands."""
-        if work.plan.refine.mode == "none":
+        if state.plan.refine.mode == "none":
             return
-        if not self.refining.take(deadline, is_needed=work.draft is None):
-            work.notes += ("no time was left to refine: the draft stands",)
+        if not self.refining.acquire(deadline, past_deadline=state.draft is None):
+            state.notes += ("no time was left to refine: the draft stands",)
             return
         try:
-            if work.draft is None:
-                work.refinement = write_alone(
+            if state.draft is None:
+                state.refinement = write_alone(
                     self.models.refiner,
-                    work.request,
-                    work.plan.max_new_tokens,
+                    state.request,
+                    state.plan.max_new_tokens,
                     deadline,
-                    work.sampling,
+                    state.sampling,
                 )
             else:
-                assignment = self._assignment(work, work.draft, deadline)
-                work.verdict, work.refinement = refine(assignment)
+                context = self._refine_context(state, state.draft, deadline)
+                state.verdict, state.refinement = refine(context)
         except Cancelled:
             raise
         except Exception as error:
-            if work.draft is None:
+            if state.draft is None:
                 raise
-            work.notes += (f"the refiner failed ({error}): the draft stands",)
+            state.notes += (f"the refiner failed ({error}): the draft stands",)
         finally:
-            self.refining.give_back()
+            self.refining.release()
 
-    def _assignment(self, work: "_Work", draft: Draft, deadline: Deadline) -> Assignment:
+    def _refine_context(
+        self, state: RequestState, draft: Draft, deadline: Deadline
+    ) -> RefineContext:
         """What a refine mode may use; raises BackendError if the draft's guide failed."""
-        drafter, guide = self.models.drafter, work.guide
+        drafter, guide = self.models.drafter, state.guide
         assert drafter is not None
         if guide and guide.problem:
             raise BackendError("guide", str(guide.problem)) from guide.problem
 
         def failed(text: str) -> tuple[str, ...]:
             known = text == draft.text
-            return failed_names(work.draft_checks if known else examine(work.request.checks, text))
+            return failed_names(
+                state.draft_checks if known else examine(state.request.checks, text)
+            )
 
-        def redraft(clamp: Clamp) -> Draft:
-            again = replace(work.job(deadline, None), seed=(work.seed + 1) % 2**63, clamp=clamp)
-            return drafter.draft([again])[0]
+        def redraft(fixed: FixedTokens) -> Draft:
+            seed = (state.seed + 1) % 2**63
+            job = replace(state.job(deadline, None), seed=seed, fixed_token_ids=fixed)
+            return drafter.draft([job])[0]
 
-        return Assignment(
-            request=work.request,
+        return RefineContext(
+            request=state.request,
             draft=draft,
-            params=work.plan.refine,
-            max_new_tokens=work.plan.max_new_tokens,
+            params=state.plan.refine,
+            max_new_tokens=state.plan.max_new_tokens,
             deadline=deadline,
             refiner=self.models.refiner,
-            sampling=work.sampling,
+            sampling=state.sampling,
             failed_checks=failed,
             redraft=redraft,
-            more_drafts=work.more_drafts,
+            more_drafts=state.more_drafts,
             opened=guide.session if guide else None,
         )
 
@@ -248,109 +242,3 @@ def _signal(name: str, value: SignalValue) -> SignalValue:
 
 def _nobody(event: Event) -> None:
     """Nobody listens."""
-
-
-@dataclass(slots=True)
-class _Work:
-    """What is known of a request so far, and when each stage was done."""
-
-    request: Request
-    started: float
-    finished: dict[str, float] = field(default_factory=dict)
-    seed: int = 0
-    signals: Signals = field(init=False)
-    plan: Plan = field(init=False)
-    draft: Draft | None = None
-    verdict: Verdict | None = None
-    refinement: Refinement | None = None
-    more_drafts: list[Draft] = field(default_factory=list)
-    guide: RefinerGuide | None = None
-    draft_checks: tuple[CheckOutcome, ...] = ()
-    checks: tuple[CheckOutcome, ...] = ()
-    is_harmed: bool = False
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        self.seed = secrets.randbits(31) if self.request.seed is None else self.request.seed
-
-    @property
-    def sampling(self) -> Sampling:
-        """How the refiner chooses its tokens."""
-        return Sampling(self.plan.refine.temperature, self.seed)
-
-    def finish(self, stage: str) -> None:
-        self.finished[stage] = time.monotonic()
-
-    def job(self, deadline: Deadline, on_step: Callable[[Denoised], None] | None) -> DraftJob:
-        """What the drafter is asked for."""
-        assert self.plan.draft is not None
-        refining = self.plan.refine
-        return DraftJob(
-            request=self.request,
-            params=self.plan.draft,
-            seed=self.seed,
-            max_new_tokens=self.plan.max_new_tokens,
-            deadline=deadline,
-            on_step=on_step,
-            self_score=refining.mode != "none" and refining.scorer != "refiner",
-            guide=self.guide,
-        )
-
-    def examine(self) -> None:
-        """Check the refined answer; one that breaks what its draft kept does not replace it.
-
-        Only `verify`'s promise, the refiner's own answer, is stronger than a check.
-        """
-        answer = self.answer()
-        if answer is self.draft:
-            self.checks = self.draft_checks
-            return
-        self.checks = examine(self.request.checks, answer.text)
-        broken = [
-            after.name
-            for before, after in zip(self.draft_checks, self.checks, strict=False)
-            if before.passed and not after.passed
-        ]
-        if broken and self.refinement and self.refinement.guarantee != "lossless":
-            self.is_harmed, self.checks = True, self.draft_checks
-            self.notes += (f"refining broke {', '.join(broken)}: the draft stands",)
-
-    def answer(self) -> Draft | Refinement:
-        """The refined answer if refining came to its end and did no harm, else the draft."""
-        is_whole = self.refinement and self.refinement.finish_reason != "budget"
-        if self.refinement and (self.draft is None or (is_whole and not self.is_harmed)):
-            return self.refinement
-        assert self.draft is not None
-        return self.draft
-
-    def result(self) -> Result:
-        answer, done = self.answer(), self.finished
-        return Result(
-            text=answer.text,
-            token_ids=answer.token_ids,
-            finish_reason=answer.finish_reason,
-            signals=self.signals,
-            plan=self.plan,
-            draft=self.draft,
-            verdict=self.verdict,
-            refinement=self.refinement,
-            timing=Timing(
-                total_s=time.monotonic() - self.started,
-                plan_s=done["plan"] - self.started,
-                draft_s=done["draft"] - done["plan"],
-                refine_s=done["refine"] - done["draft"],
-                predicted_p50_s=self.plan.predicted.latency_p50_s,
-                predicted_p95_s=self.plan.predicted.latency_p95_s,
-                budget_s=self.plan.budget_s,
-            ),
-            usage=Usage(
-                prompt_tokens=self.signals.prompt_tokens,
-                completion_tokens=len(answer.token_ids),
-                denoising_steps=(self.draft.steps if self.draft else 0)
-                + (self.refinement.denoising_steps if self.refinement else 0),
-                refiner_passes=self.refinement.forward_passes if self.refinement else 0,
-            ),
-            seed=self.seed,
-            notes=self.notes,
-            checks=self.checks,
-        )

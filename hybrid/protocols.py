@@ -6,7 +6,7 @@ machine. Token ids are shared: a refiner reads the drafter's ids, never its text
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from hybrid.deadline import Deadline
 from hybrid.types import Denoised, Draft, DraftParams, FinishReason, Request
@@ -14,17 +14,17 @@ from hybrid.types import Denoised, Draft, DraftParams, FinishReason, Request
 
 @dataclass(frozen=True, slots=True)
 class Votes:
-    """Places of a canvas to hold fast from now on, places to begin again from noise, and tokens
-    (place, token id) that shall not come again.
+    """A guide's opinion of a canvas: positions to keep from now on, positions to start again from
+    random tokens, and pairs of a position and a token id that may not be written there.
     """
 
     approved: frozenset[int] = frozenset()
     vetoed: frozenset[int] = frozenset()
-    barred: frozenset[tuple[int, int]] = frozenset()
+    banned_tokens: frozenset[tuple[int, int]] = frozenset()
 
 
 class Guide(Protocol):
-    """Somebody who votes on a canvas while it is denoised; never raises but when cancelled."""
+    """Votes on a canvas while it is denoised; raises nothing but Cancelled."""
 
     @property
     def every(self) -> int:
@@ -38,12 +38,13 @@ class Guide(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DraftJob:
-    """One row of a drafting batch.
+    """One draft that is asked for.
 
-    `seed` alone fixes the row's random numbers, whatever else is in the batch. `warm_start` token
-    ids, if any, are the first canvas instead of noise. `clamp`, if any, is the whole answer, one
-    canvas of it: token ids to keep, None where the drafter writes. `self_score` asks for
-    `self_logprobs`. `guide`, if any, votes on the canvas every few steps.
+    `seed` alone fixes the draft's random numbers, whatever else is in the batch. `warm_start` token
+    ids, if any, are the first canvas instead of random ones. `fixed_token_ids`, if any, are the
+    whole answer, one canvas of it: token ids to keep, None where the drafter writes. `self_score`
+    asks for `self_logprobs`. `guide`, if any, votes on the canvas every few steps. `on_step` is
+    called in the engine's thread.
     """
 
     request: Request
@@ -53,13 +54,13 @@ class DraftJob:
     deadline: Deadline
     on_step: Callable[[Denoised], None] | None = None
     warm_start: tuple[int, ...] = ()
-    clamp: tuple[int | None, ...] = ()
+    fixed_token_ids: tuple[int | None, ...] = ()
     self_score: bool = False
     guide: Guide | None = None
 
 
 class Drafter(Protocol):
-    """Writes whole answers at once by denoising."""
+    """Writes whole answers at once by denoising; any number of threads may call it."""
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -88,82 +89,11 @@ class Drafter(Protocol):
         ...
 
     def draft(self, jobs: Sequence[DraftJob]) -> list[Draft]:
-        """Drafts in the order of `jobs`, denoised together.
+        """Drafts in the order of `jobs`, denoised together and with other callers' jobs.
 
-        A row whose deadline passes returns its best canvas so far with `finish_reason="budget"`; a
-        cancelled row raises Cancelled for the whole batch.
+        A job whose deadline passes returns its best canvas so far with `finish_reason="budget"`; a
+        cancelled one raises Cancelled for all of `jobs`.
         """
-        ...
-
-
-class DraftBatch(Protocol):
-    """Rows drafted together, which come and go between steps."""
-
-    @property
-    def active(self) -> int:
-        """Rows at work."""
-        ...
-
-    @property
-    def free(self) -> int:
-        """Rows that could be admitted now."""
-        ...
-
-    @property
-    def capacity(self) -> int:
-        """Most tokens of a row, prompt and answer together."""
-        ...
-
-    def is_urgent(self, deadline: Deadline, joining: int = 0) -> bool:
-        """Whether a deadline cannot wait for a step of all rows, with those `joining`."""
-        ...
-
-    @property
-    def has_urgent(self) -> bool:
-        """Whether a row cannot wait for a step of all."""
-        ...
-
-    def admit(self, assignments: Sequence[Any]) -> list[int]:
-        """Start a row for each prepared job; the rows' numbers."""
-        ...
-
-    def release(self, number: int) -> None:
-        """Give up a row; nothing comes of it."""
-        ...
-
-    def step(self) -> dict[int, Draft | Exception]:
-        """One step, at least of the rows with the least time; what became of those that ended."""
-        ...
-
-
-class Prepared(Protocol):
-    """A checked job, ready to be admitted."""
-
-    @property
-    def job(self) -> DraftJob:
-        """What was asked for."""
-        ...
-
-    @property
-    def room(self) -> int:
-        """Tokens that its prompt and answer may take together."""
-        ...
-
-
-class BatchDrafter(Drafter, Protocol):
-    """A drafter whose batches requests can join and leave at any step."""
-
-    @property
-    def batches(self) -> int:
-        """How many batches are best worked on side by side."""
-        ...
-
-    def prepare(self, job: DraftJob) -> Prepared:
-        """Check a job and read its prompt into tokens; raises RequestError, runs no model."""
-        ...
-
-    def open_batch(self, slots: int, capacity: int) -> DraftBatch:
-        """An empty batch of so many rows, of up to `capacity` tokens each."""
         ...
 
 
@@ -180,7 +110,7 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class SamplingParams:
     """How a refiner chooses its tokens: the likeliest at temperature 0, else at random.
 
     The random numbers depend on seed and place alone. So the same text comes out whatever part of
@@ -260,7 +190,7 @@ class Refiner(Protocol):
         request: Request,
         max_answer_tokens: int,
         deadline: Deadline | None = None,
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
     ) -> RefinerSession:
         """A session on the request's prompt, with room for an answer as far as the context allows.
 

@@ -221,11 +221,12 @@ class Canvas:
 
 @dataclass(frozen=True, slots=True)
 class DraftTiming:
-    """Where a draft's seconds went."""
+    """Where a draft's seconds went; `waiting_s` passed before it was admitted to an engine."""
 
     prefill_s: float = 0.0
     denoise_s: float = 0.0
     commit_s: float = 0.0
+    waiting_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,26 +4,26 @@ With `scorer: self` the drafter's own causal half chooses, and no second model i
 log-probability of a draft tells right from wrong better than the mean: one bad token is enough.
 """
 
-from hybrid.refiners.assignment import Assignment, Outcome
-from hybrid.refiners.verdict import judge
+from hybrid.refiners.context import Outcome, RefineContext
+from hybrid.refiners.verdict import evaluate_draft
 from hybrid.types import Verdict
 
 
-def best_of(assignment: Assignment) -> Outcome:
+def best_of(context: RefineContext) -> Outcome:
     """The draft with the fewest failed checks, and of those the one that scores best.
 
     Of equals, the first. When the time runs out, the drafts that the refiner has not scored yet are
     passed over.
     """
-    params, deadline = assignment.params, assignment.deadline
-    drafts = [assignment.draft, *assignment.more_drafts]
+    params, deadline = context.params, context.deadline
+    drafts = [context.draft, *context.more_drafts]
     verdicts: list[Verdict] = []
     for draft in drafts:
         deadline.raise_if_cancelled()
         if verdicts and deadline.expired and params.scorer == "refiner":
             break
-        failed = assignment.failed_checks(draft.text)
-        verdicts.append(judge(assignment.logprobs(draft), params, failed))
+        failed = context.failed_checks(draft.text)
+        verdicts.append(evaluate_draft(context.logprobs(draft), params, failed))
     place = max(range(len(verdicts)), key=lambda at: _worth(verdicts[at]))
     chosen, verdict = drafts[place], verdicts[place]
     kept, why = len(chosen.token_ids), f"draft {place + 1} of {len(drafts)}: {verdict.reason}"

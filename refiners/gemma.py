@@ -13,7 +13,7 @@ from hybrid.errors import RequestError
 from hybrid.gemma.threads import Threads
 from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.kernels.noise import gumbel_torch, position_keys_torch, row_key
-from hybrid.protocols import Sampling, Scores, Until
+from hybrid.protocols import SamplingParams, Scores, Until
 from hybrid.refiners.speculation import Source
 from hybrid.types import Activations, FinishReason, Request
 
@@ -72,7 +72,7 @@ class GemmaRefiner:
         request: Request,
         max_answer_tokens: int,
         deadline: Deadline | None = None,
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
     ) -> "GemmaSession":
         """See `Refiner.open`."""
         prompt = self.tokenizer.encode_conversation(request.conversation)
@@ -109,10 +109,10 @@ class GemmaSession:
         prompt: list[int],
         max_answer_tokens: int,
         deadline: Deadline | None = None,
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
     ) -> None:
         self._model, self._prompt = model, prompt
-        self._deadline, self._sampling = deadline or Deadline(), sampling or Sampling()
+        self._deadline, self._sampling = deadline or Deadline(), sampling or SamplingParams()
         self.max_answer_tokens = max_answer_tokens
         capacity = len(prompt) + max_answer_tokens
         self._cache = model.new_cache(1, capacity, spare=max_answer_tokens)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from hybrid.deadline import Deadline
 from hybrid.errors import Cancelled
 from hybrid.protocols import Refiner, RefinerSession, Scores, Votes
-from hybrid.refiners.assignment import Assignment, Outcome
-from hybrid.refiners.verdict import judge
+from hybrid.refiners.context import Outcome, RefineContext
+from hybrid.refiners.verdict import evaluate_draft
 from hybrid.types import DEFAULT_TOKEN_LOGPROB, RefineParams, Request
 
 
@@ -71,9 +71,9 @@ class RefinerGuide:
         return Scores(scores.logprobs[len(unread) :], scores.choices[len(unread) :])
 
 
-def guide(assignment: Assignment) -> Outcome:
+def guide(context: RefineContext) -> Outcome:
     """The guided draft, judged by the refiner."""
-    draft = assignment.draft
-    logprobs = assignment.logprobs(draft, "refiner")
-    failed = assignment.failed_checks(draft.text)
-    return assignment.keep(judge(logprobs, assignment.params, failed))
+    draft = context.draft
+    logprobs = context.logprobs(draft, "refiner")
+    failed = context.failed_checks(draft.text)
+    return context.keep(evaluate_draft(logprobs, context.params, failed))

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from hybrid.deadline import Deadline
 from hybrid.errors import CapabilityError
 from hybrid.modes import MODES
-from hybrid.protocols import Refiner, Sampling
-from hybrid.refiners.assignment import Assignment, Outcome
+from hybrid.protocols import Refiner, SamplingParams
 from hybrid.refiners.best_of import best_of
 from hybrid.refiners.cascade import cascade
+from hybrid.refiners.context import Outcome, RefineContext
 from hybrid.refiners.edits import find_edits
 from hybrid.refiners.guide import guide
 from hybrid.refiners.repair import repair
@@ -18,7 +18,7 @@ from hybrid.refiners.score import score
 from hybrid.refiners.verify import verify
 from hybrid.types import Refinement, RefineMode, Request, Verdict
 
-RUN: Mapping[RefineMode, Callable[[Assignment], Outcome]] = {
+RUN: Mapping[RefineMode, Callable[[RefineContext], Outcome]] = {
     "score": score,
     "best_of": best_of,
     "repair": repair,
@@ -29,15 +29,15 @@ RUN: Mapping[RefineMode, Callable[[Assignment], Outcome]] = {
 }
 
 
-def refine(assignment: Assignment) -> tuple[Verdict | None, Refinement]:
+def refine(context: RefineContext) -> tuple[Verdict | None, Refinement]:
     """Judge and improve a draft under its `params.mode`, one of `RUN`.
 
     A refinement that ends with "budget" is unfinished. Raises CapabilityError where a refiner is
     missed, and whatever the refiner or the drafter raises.
     """
     started = time.monotonic()
-    mode, draft = assignment.params.mode, assignment.draft
-    outcome = RUN[mode](assignment)
+    mode, draft = context.params.mode, context.draft
+    outcome = RUN[mode](context)
     return outcome.verdict, Refinement(
         mode=mode,
         guarantee=MODES[mode].guarantee,
@@ -45,7 +45,7 @@ def refine(assignment: Assignment) -> tuple[Verdict | None, Refinement]:
         text=outcome.text,
         edits=find_edits(draft.text, outcome.text, outcome.why),
         accepted_tokens=outcome.accepted_tokens,
-        forward_passes=assignment.forward_passes + outcome.more_passes,
+        forward_passes=context.forward_passes + outcome.more_passes,
         finish_reason=outcome.finish_reason,
         seconds=time.monotonic() - started,
         denoising_steps=outcome.denoising_steps,
@@ -57,7 +57,7 @@ def write_alone(
     request: Request,
     max_new_tokens: int,
     deadline: Deadline,
-    sampling: Sampling | None = None,
+    sampling: SamplingParams | None = None,
     mode: RefineMode = "generate",
 ) -> Refinement:
     """What the refiner writes without a draft; raises CapabilityError if there is no refiner."""

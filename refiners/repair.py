@@ -12,41 +12,41 @@ from collections.abc import Sequence, Set
 from dataclasses import replace
 
 from hybrid.errors import CapabilityError
-from hybrid.refiners.assignment import Assignment, Outcome
-from hybrid.refiners.verdict import judge
+from hybrid.refiners.context import Outcome, RefineContext
+from hybrid.refiners.verdict import evaluate_draft
 from hybrid.types import Draft, RefineParams, Scorer, Verdict
 
 _SHARE_REDONE = 3  # one token in so many, where a check fails and no token is weak
 _MEETING = 2  # tokens in a row that must be the draft's again where the lengths differ
 
 
-def repair(assignment: Assignment) -> Outcome:
+def repair(context: RefineContext) -> Outcome:
     """The draft, or a better one that differs around its weak tokens.
 
     Raises CapabilityError for a draft of several canvases that the drafter should repair: only the
     last of them could be denoised.
     """
-    draft, params = assignment.draft, assignment.params
-    failed = assignment.failed_checks(draft.text)
-    logprobs = assignment.logprobs(draft)
-    verdict = judge(logprobs, params, failed)
+    draft, params = context.draft, context.params
+    failed = context.failed_checks(draft.text)
+    logprobs = context.logprobs(draft)
+    verdict = evaluate_draft(logprobs, params, failed)
     weak = weak_tokens(logprobs, params, bool(failed))
     if not weak:
-        return assignment.keep(verdict)
-    scorer = _guarding_scorer(assignment)
+        return context.keep(verdict)
+    scorer = _guarding_scorer(context)
     guarded = replace(params, scorer=scorer)
     before = verdict
     if scorer != params.scorer:
-        before = judge(assignment.logprobs(draft, scorer), guarded, failed)
+        before = evaluate_draft(context.logprobs(draft, scorer), guarded, failed)
     by_drafter = params.repair_with == "drafter"
-    new = _denoise(assignment, weak) if by_drafter else _regenerate(assignment, weak)
+    new = _denoise(context, weak) if by_drafter else _regenerate(context, weak)
     steps = new.steps if by_drafter else 0
     if new.finish_reason == "budget":
-        return replace(assignment.keep(verdict), denoising_steps=steps)
-    failed = assignment.failed_checks(new.text)
-    after = judge(assignment.logprobs(new, scorer), guarded, failed)
+        return replace(context.keep(verdict), denoising_steps=steps)
+    failed = context.failed_checks(new.text)
+    after = evaluate_draft(context.logprobs(new, scorer), guarded, failed)
     if not is_better(after, before):
-        return replace(assignment.keep(verdict), denoising_steps=steps)
+        return replace(context.keep(verdict), denoising_steps=steps)
     kept = max(0, len(draft.token_ids) - len(weak))
     why = f"{len(weak)} weak tokens rewritten by the {params.repair_with}: {verdict.reason}"
     return Outcome(after, new.token_ids, new.text, kept, new.finish_reason, why, steps)
@@ -72,31 +72,31 @@ def is_better(new: Verdict, old: Verdict) -> bool:
     return after < before or new.min_logprob > old.min_logprob
 
 
-def _guarding_scorer(assignment: Assignment) -> Scorer:
+def _guarding_scorer(context: RefineContext) -> Scorer:
     """Whose likelihood of the whole answer decides; entropy is 0 wherever text is held fast."""
-    params = assignment.params
+    params = context.params
     if params.repair_with == "refiner" or params.scorer == "refiner":
         return "refiner"
-    return "self" if assignment.draft.self_logprobs else "refiner"
+    return "self" if context.draft.self_logprobs else "refiner"
 
 
-def _denoise(assignment: Assignment, weak: Set[int]) -> Draft:
+def _denoise(context: RefineContext, weak: Set[int]) -> Draft:
     """Weak tokens begun again from noise, by the drafter."""
-    draft = assignment.draft
+    draft = context.draft
     if len(draft.canvases) > 1:
         raise CapabilityError("repair", "a draft of several canvases", "only one can be repaired")
-    if assignment.redraft is None:
+    if context.redraft is None:
         raise CapabilityError("repair", "this policy", "it names no drafter")
     tokens = enumerate(draft.token_ids)
-    return assignment.redraft(tuple(None if place in weak else token for place, token in tokens))
+    return context.redraft(tuple(None if place in weak else token for place, token in tokens))
 
 
-def _regenerate(assignment: Assignment, weak: Set[int]) -> Draft:
+def _regenerate(context: RefineContext, weak: Set[int]) -> Draft:
     """Weak tokens written again by the refiner, each until its words meet the draft's."""
-    tokens, session, limit = assignment.token_ids, assignment.session, assignment.limit
-    ends = assignment.need_refiner().end_token_ids
+    tokens, session, limit = context.token_ids, context.session, context.limit
+    ends = context.need_refiner().end_token_ids
     new: list[int] = []
-    place, reason = 0, assignment.draft.finish_reason
+    place, reason = 0, context.draft.finish_reason
     while place < len(tokens) and len(new) < limit:
         if place not in weak:
             new.append(tokens[place])
@@ -110,14 +110,14 @@ def _regenerate(assignment: Assignment, weak: Set[int]) -> Draft:
         if meeting.place is None or reason != "length":
             break
         place = meeting.place
-        reason = assignment.draft.finish_reason
+        reason = context.draft.finish_reason
     token_ids = tuple(new[:limit])
     if reason != "budget":
         reason = "stop" if token_ids and token_ids[-1] in ends else "length"
     return replace(
-        assignment.draft,
+        context.draft,
         token_ids=token_ids,
-        text=assignment.decode(token_ids),
+        text=context.decode(token_ids),
         finish_reason=reason,
     )
 

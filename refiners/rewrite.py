@@ -7,7 +7,7 @@ The answer is token for token what the refiner writes after that prompt without 
 from dataclasses import replace
 from difflib import SequenceMatcher
 
-from hybrid.refiners.assignment import Assignment, Outcome
+from hybrid.refiners.context import Outcome, RefineContext
 from hybrid.types import Message, Request
 
 _ASK = (
@@ -16,16 +16,16 @@ _ASK = (
 )
 
 
-def rewrite(assignment: Assignment) -> Outcome:
+def rewrite(context: RefineContext) -> Outcome:
     """The refiner's answer to the request and the draft together."""
-    refiner, draft = assignment.need_refiner(), assignment.draft
+    refiner, draft = context.need_refiner(), context.draft
     session = refiner.open(
-        with_draft(assignment.request, draft.text),
-        assignment.max_new_tokens,
-        assignment.deadline,
-        assignment.sampling,
+        with_draft(context.request, draft.text),
+        context.max_new_tokens,
+        context.deadline,
+        context.sampling,
     )
-    limit = min(assignment.max_new_tokens, session.max_answer_tokens)
+    limit = min(context.max_new_tokens, session.max_answer_tokens)
     token_ids, reason = session.write((), limit, source=draft.token_ids)
     blocks = SequenceMatcher(None, draft.token_ids, token_ids, False).get_matching_blocks()
     kept = sum(block.size for block in blocks)

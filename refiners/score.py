@@ -1,11 +1,11 @@
 """`score`: one pass attaches log-probabilities to the draft, which is the answer."""
 
-from hybrid.refiners.assignment import Assignment, Outcome
-from hybrid.refiners.verdict import judge
+from hybrid.refiners.context import Outcome, RefineContext
+from hybrid.refiners.verdict import evaluate_draft
 
 
-def score(assignment: Assignment) -> Outcome:
+def score(context: RefineContext) -> Outcome:
     """The draft as it is, judged by the scorer as far as an answer may go."""
-    draft = assignment.draft
-    failed = assignment.failed_checks(draft.text)
-    return assignment.keep(judge(assignment.logprobs(draft), assignment.params, failed))
+    draft = context.draft
+    failed = context.failed_checks(draft.text)
+    return context.keep(evaluate_draft(context.logprobs(draft), context.params, failed))

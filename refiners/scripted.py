@@ -10,7 +10,7 @@ from typing import Literal
 
 from hybrid.deadline import Deadline
 from hybrid.errors import BackendError, RequestError
-from hybrid.protocols import Sampling, Scores, Until
+from hybrid.protocols import SamplingParams, Scores, Until
 from hybrid.types import FinishReason, Request
 
 END = 256
@@ -40,7 +40,7 @@ class ScriptedRefiner:
         request: Request,
         max_answer_tokens: int,
         deadline: Deadline | None = None,
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
     ) -> "ScriptedSession":
         """See `Refiner.open`; raises RequestError for a prompt without an answer."""
         if self.fails_at == "open":

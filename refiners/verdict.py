@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hybrid.types import RefineParams, Verdict
 
 
-def judge(
+def evaluate_draft(
     logprobs: Sequence[float], params: RefineParams, failed_checks: tuple[str, ...] = ()
 ) -> Verdict:
     """The verdict on a draft with these token log-probabilities.

@@ -7,14 +7,14 @@ with the same seed, and each accepted token has saved a pass.
 
 from collections.abc import Sequence, Set
 
-from hybrid.refiners.assignment import Assignment, Outcome, continue_from
+from hybrid.refiners.context import Outcome, RefineContext, continue_from
 from hybrid.types import Verdict
 
 
-def verify(assignment: Assignment) -> Outcome:
+def verify(context: RefineContext) -> Outcome:
     """The refiner's own answer, with the draft as speculation."""
-    token_ids, ends = assignment.token_ids, assignment.need_refiner().end_token_ids
-    scores = assignment.read(token_ids)
+    token_ids, ends = context.token_ids, context.need_refiner().end_token_ids
+    scores = context.read(token_ids)
     agreed = count_agreed(token_ids, scores.choices, ends)
     mean = sum(scores.logprobs) / len(token_ids) if token_ids else 0.0
     verdict = Verdict(
@@ -24,9 +24,9 @@ def verify(assignment: Assignment) -> Outcome:
         min_logprob=min(scores.logprobs, default=0.0),
         reason=f"the refiner agrees with {agreed} of {len(token_ids)} tokens",
         logprobs=scores.logprobs,
-        failed_checks=assignment.failed_checks(assignment.draft.text),
+        failed_checks=context.failed_checks(context.draft.text),
     )
-    return continue_from(assignment, agreed, scores.choices[agreed], verdict)
+    return continue_from(context, agreed, scores.choices[agreed], verdict)
 
 
 def count_agreed(token_ids: Sequence[int], choices: Sequence[int], end_token_ids: Set[int]) -> int:

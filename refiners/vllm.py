@@ -18,7 +18,7 @@ from hybrid.deadline import Deadline
 from hybrid.errors import BackendError, CapabilityError, did_you_mean
 from hybrid.gemma.config import read_end_token_ids
 from hybrid.gemma.tokenizer import ChatTokenizer
-from hybrid.protocols import Sampling, Scores, Until
+from hybrid.protocols import SamplingParams, Scores, Until
 from hybrid.refiners.gemma import answer_room
 from hybrid.refiners.server import Late, Server
 from hybrid.types import FinishReason, Request
@@ -122,13 +122,15 @@ class VllmRefiner:
         request: Request,
         max_answer_tokens: int,
         deadline: Deadline | None = None,
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
     ) -> "VllmSession":
         """See `Refiner.open`; the first time, this asks the server which models it has."""
         deadline = deadline or Deadline()
         prompt = self.tokenizer.encode_conversation(request.conversation)
         room = answer_room(prompt, max_answer_tokens, self._find_context(deadline))
-        return VllmSession(self, request, tuple(prompt), room, deadline, sampling or Sampling())
+        return VllmSession(
+            self, request, tuple(prompt), room, deadline, sampling or SamplingParams()
+        )
 
     def encode(self, text: str) -> list[int]:
         """See `Refiner.encode`."""
@@ -173,7 +175,7 @@ class VllmSession:
     prompt: tuple[int, ...]
     max_answer_tokens: int
     deadline: Deadline
-    sampling: Sampling
+    sampling: SamplingParams
     answer: tuple[int, ...] = ()
     forward_passes: int = 0
 

@@ -1,13 +1,12 @@
 """Durations as people write them, and the clock that is polled."""
 
 import time
-from threading import Event
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybrid.deadline import Deadline, format_duration, parse_duration
+from hybrid.deadline import CancelFlag, Deadline, format_duration, parse_duration
 from hybrid.errors import Cancelled, RequestError
 
 
@@ -47,7 +46,7 @@ def test_without_a_budget_it_never_comes() -> None:
 
 
 def test_cancelling_raises_at_the_next_poll() -> None:
-    flag = Event()
+    flag = CancelFlag()
     deadline = Deadline.after(None, cancelled=flag)
     deadline.raise_if_cancelled()
     flag.set()

@@ -1,12 +1,12 @@
 """A request's life through the pipeline, with scripted models."""
 
 from dataclasses import replace
-from threading import Event as Flag
 from typing import Any, Literal
 
 import pytest
 
 from hybrid.backends import Models
+from hybrid.deadline import CancelFlag
 from hybrid.drafters.scripted import ScriptedDrafter
 from hybrid.errors import BackendError, Cancelled, CapabilityError, DeadlineExceeded, RequestError
 from hybrid.pipeline import Pipeline
@@ -136,7 +136,7 @@ def test_the_policy_may_forbid_a_cut_answer() -> None:
 
 
 def test_cancelling_stops_within_a_step() -> None:
-    cancelled, steps = Flag(), []
+    cancelled, steps = CancelFlag(), []
 
     def emit(event: Event) -> None:
         if isinstance(event, Denoised):
@@ -149,7 +149,7 @@ def test_cancelling_stops_within_a_step() -> None:
 
 
 def test_cancelling_while_refining_is_not_a_failed_refiner() -> None:
-    cancelled = Flag()
+    cancelled = CancelFlag()
 
     def emit(event: Event) -> None:
         if isinstance(event, Drafted):

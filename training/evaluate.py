@@ -23,7 +23,7 @@ from hybrid.embedded.tasks import MEASURED, TASKS, Instance, check, evaluation_s
 from hybrid.experiments.statistics import proportion_interval
 from hybrid.protocols import DraftJob
 from hybrid.refiners.gemma import GemmaRefiner
-from hybrid.refiners.verdict import judge
+from hybrid.refiners.verdict import evaluate_draft
 from hybrid.refiners.verify import count_agreed
 from hybrid.types import DEFAULT_TOKEN_LOGPROB, Draft, DraftParams, RefineParams, Request
 
@@ -134,7 +134,7 @@ def passes(refiner: GemmaRefiner, instance: Instance, draft: Draft) -> bool:
     logprobs = refiner.open(Request(instance.prompt), CANVAS_LENGTH).score(draft.token_ids).logprobs
     is_whole = bool(draft.token_ids) and draft.token_ids[-1] in refiner.end_token_ids
     params = RefineParams("cascade", min_token_logprob=DEFAULT_TOKEN_LOGPROB)
-    return is_whole and judge(logprobs, params).accepted
+    return is_whole and evaluate_draft(logprobs, params).accepted
 
 
 def draft_all(

@@ -118,10 +118,9 @@ def _work(model: "GemmaModel") -> "Callable[[], object]":
     """A denoising step after a short prompt, or reading one token more."""
     import torch
 
-    from hybrid.drafters.denoise import step
+    from hybrid.drafters.denoise_step import fastest_step, take_step
     from hybrid.drafters.noise import CounterNoise
-    from hybrid.drafters.row import Row
-    from hybrid.drafters.sampling import sampling_of
+    from hybrid.drafters.sequence import DraftSequence
 
     length, prompt = model.config.canvas_length, torch.zeros(1, 24, dtype=torch.int64)
     cache = model.new_cache(1, 64 + _ROUNDS)
@@ -130,8 +129,10 @@ def _work(model: "GemmaModel") -> "Callable[[], object]":
         return partial(model.encode, prompt[:, :1], [1], cache, [0])
     params = DraftParams(max_denoising_steps=2 * _ROUNDS, confidence_threshold=0.0)
     job = DraftJob(Request(""), params, 0, length, Deadline())
-    row = Row(job, 0, torch.zeros(length, dtype=torch.int64))
-    return partial(step, sampling_of(model, cache, CounterNoise(model.device)), [row])
+    sequence = DraftSequence(job, row=0)
+    sequence.start_canvas(torch.zeros(length, dtype=torch.int64))
+    step = fastest_step(model, cache, CounterNoise(model.device))
+    return partial(take_step, step, [sequence])
 
 
 def _progress() -> Progress:

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from hybrid.backends import Models, load_models
-from hybrid.batching import share
+from hybrid.deadline import CancelFlag
 from hybrid.experiments.arms import Arm
 from hybrid.experiments.definition import Load
 from hybrid.experiments.items import Item
@@ -120,7 +120,6 @@ class Bench:
                 measured = load_or_measure(arm.policy, models.drafter, models.refiner).costs
                 costs = self.costs.setdefault(key, measured)
                 file = history_path(self._folder, key) if self._folder else None
-                models = replace(models, drafter=share(models.drafter))
                 self._models[key] = models, History(costs, file)
             models, history = self._models[key]
             made = Pipeline(arm.policy, models, self.costs[key], history=history)
@@ -166,7 +165,7 @@ def run_cells(
     """
     for cell in {cell.arm.digest: cell for cell in cells}.values():
         answer(bench.pipeline(cell.arm), cell)
-    stop, writing = threading.Event(), threading.Lock()
+    stop, writing = CancelFlag(), threading.Lock()
     # Python's own waiting for futures may be interrupted with a lock held that workers then need
     finished: SimpleQueue[BaseException | None] = SimpleQueue()
 
@@ -205,7 +204,7 @@ def _raise(error: BaseException | None) -> None:
         raise error
 
 
-def answer(pipeline: Pipeline, cell: Cell, cancelled: threading.Event | None = None) -> Record:
+def answer(pipeline: Pipeline, cell: Cell, cancelled: CancelFlag | None = None) -> Record:
     """One request under one policy, judged."""
     item, arm = cell.item, cell.arm
     empty = Record(

@@ -6,11 +6,11 @@ Time is the machine's monotonic clock, which all processes share: a budget runs 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Event as Flag
 from threading import Lock
 from typing import cast
 
 from hybrid.cores import given_cores, share_of
+from hybrid.deadline import CancelFlag
 from hybrid.pipeline import Custom, Emit
 from hybrid.policies.schema import ModelsSection, Policy
 from hybrid.types import Finished, Plan, Request, Result
@@ -35,7 +35,7 @@ class Workers:
         request: Request,
         policy: Policy,
         emit: Emit | None = None,
-        cancelled: Flag | None = None,
+        cancelled: CancelFlag | None = None,
     ) -> Result:
         """See `Pipeline.answer`; a BackendError that can be retried if the process died."""
         pickle = pickled("checks", request)

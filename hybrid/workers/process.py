@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from threading import Event as Flag
 from threading import Lock, Thread
 from typing import Any
 
+from hybrid.deadline import CancelFlag
 from hybrid.errors import BackendError
 from hybrid.pipeline import Emit
 from hybrid.policies.schema import Policy
@@ -57,7 +57,7 @@ class WorkerProcess:
         question: Answer | Explain | Load,
         policy: Policy,
         emit: Emit | None = None,
-        cancelled: Flag | None = None,
+        cancelled: CancelFlag | None = None,
     ) -> Any:
         """The reply, once it is there; raises what the worker raised."""
         number, replies = next(self._numbers), SimpleQueue[Any]()
@@ -87,7 +87,7 @@ class WorkerProcess:
         self._listener.join()
         self._process.wait()
 
-    def _next(self, number: int, replies: "SimpleQueue[Any]", cancelled: Flag | None) -> Any:
+    def _next(self, number: int, replies: "SimpleQueue[Any]", cancelled: CancelFlag | None) -> Any:
         """What comes next, of a worker that is told once if the caller has gone away."""
         is_told = cancelled is None
         while True:

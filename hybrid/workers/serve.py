@@ -11,10 +11,10 @@ import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from threading import Event as Flag
 from threading import Lock
 from typing import BinaryIO
 
+from hybrid.deadline import CancelFlag
 from hybrid.errors import BackendError, HybridError
 from hybrid.local import Local
 from hybrid.policies.schema import Policy
@@ -31,7 +31,7 @@ class Worker:
         self._outbox = outbox
         self._local: Local | None = None
         self._policy: Policy | None = None
-        self._cancelled: dict[int, Flag] = {}
+        self._cancelled: dict[int, CancelFlag] = {}
         self._sending = Lock()
         self._threads = ThreadPoolExecutor(_THREADS)
 
@@ -44,7 +44,7 @@ class Worker:
                 flag.set()
             return
         assert self._policy is not None
-        flag = self._cancelled[number] = Flag()
+        flag = self._cancelled[number] = CancelFlag()
         self._threads.submit(self._reply, number, question, self._policy, flag)
 
     def close(self) -> None:
@@ -54,7 +54,7 @@ class Worker:
             self._local.close()
 
     def _reply(
-        self, number: int, question: Answer | Explain | Load, policy: Policy, flag: Flag
+        self, number: int, question: Answer | Explain | Load, policy: Policy, flag: CancelFlag
     ) -> None:
         try:
             reply = self._outcome(number, question, policy, flag)
@@ -67,7 +67,7 @@ class Worker:
         self._send(number, reply)
 
     def _outcome(
-        self, number: int, question: Answer | Explain | Load, policy: Policy, flag: Flag
+        self, number: int, question: Answer | Explain | Load, policy: Policy, flag: CancelFlag
     ) -> object:
         if isinstance(question, Load):
             self._local = self._local or Local(unpickled("signals and rule", question.custom))

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from hybrid.deadline import Deadline
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter, read_params
 from hybrid.drafters.noise import CounterNoise, Draw
+from hybrid.drafters.sequence import DraftSequence
 from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import TASKS, evaluation_set
 from hybrid.engine.load import load_engine
@@ -26,6 +27,7 @@ from hybrid.errors import Cancelled, CheckpointError, RequestError
 from hybrid.gemma.model.gemma import GemmaModel, load_model
 from hybrid.gemma.reference.huggingface import load_hf_reference
 from hybrid.gemma.tokenizer import ChatTokenizer
+from hybrid.priority import PriorityQueue
 from hybrid.protocols import DraftJob
 from hybrid.types import Denoised, Draft, DraftParams, Request
 
@@ -382,67 +384,81 @@ def test_a_refiner_is_no_drafter() -> None:
         DiffusionGemmaDrafter.from_directory(weights_path("refiner"))
 
 
-def test_a_row_whose_time_a_step_of_all_would_outlast_steps_by_itself() -> None:
+@dataclass
+class Loop:
+    """An engine of its own for a drafter, stepped by hand.
+
+    `steps` has the seed of every sequence that reports a step.
+    """
+
+    drafter: DiffusionGemmaDrafter
+    params: DraftParams
+    waiting: PriorityQueue[DraftSequence] = field(default_factory=PriorityQueue)
+    steps: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.engine = self.drafter.new_engine(self.waiting, 128)
+
+    def add(self, prompt: str, seed: int, deadline: Deadline) -> DraftSequence:
+        def report(event: Denoised) -> None:
+            self.steps.append(seed)
+
+        job = DraftJob(Request(prompt), self.params, seed, 32, deadline, report)
+        sequence = self.drafter.new_sequence(job)
+        self.waiting.push(sequence.priority, sequence)
+        return sequence
+
+    def step(self) -> list[int]:
+        """The seeds of the sequences that took a step."""
+        before = len(self.steps)
+        self.engine.step()
+        return self.steps[before:]
+
+
+def test_a_sequence_without_time_steps_alone_and_keeps_its_one_step() -> None:
     drafter = DiffusionGemmaDrafter.from_directory(FOLDER, "cpu")
-    batch, steps, endless = drafter.open_batch(3, 128), [], Deadline()
-    params = DraftParams(max_denoising_steps=8)
-
-    def ask(seed: int, deadline: Deadline) -> None:
-        request = Request("sort up: 4 8 1 9 3")
-        job = DraftJob(request, params, seed, 32, deadline, lambda event: steps.append(seed))
-        batch.admit([drafter.prepare(job)])
-
-    ask(1, endless)
-    ask(2, endless)
-    assert not batch.is_urgent(endless)
-    assert batch.is_urgent(Deadline.after(1e-9))
-    assert not batch.is_urgent(Deadline.after(3600))
-    assert batch.is_urgent(Deadline.after(3600), joining=10**9)
-    ask(3, Deadline.after(1e-9))
-    (draft,) = batch.step().values()
-    assert isinstance(draft, Draft) and draft.finish_reason == "budget"
-    assert steps == [3]
-    batch.step()
-    assert steps == [3, 1, 2]
+    loop = Loop(drafter, DraftParams(max_denoising_steps=8))
+    for seed in (1, 2):
+        loop.add("sort up: 4 8 1 9 3", seed, Deadline())
+        loop.engine.step()
+    loop.steps.clear()
+    late = loop.add("sort up: 4 8 1 9 3", 3, Deadline.after(1e-9))
+    assert loop.step() == [3]
+    draft = late.wait()
+    assert (draft.finish_reason, draft.steps) == ("budget", 1)
+    assert loop.step() == [1, 2]
 
 
-def test_rows_that_step_in_turns_get_what_they_get_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hybrid.drafters.pacing._SHARE", 1e-9)  # as if budgets were short
+def test_sequences_that_step_in_groups_get_what_they_get_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hybrid.drafters.scheduler._STEP_SHARE", 1e-9)  # as if budgets were short
     drafter = DiffusionGemmaDrafter.from_directory(FOLDER, "cpu")
     params = DraftParams(max_denoising_steps=6, confidence_threshold=0.0)
     prompts = ("sort up: 4 8 1 9 3", "add 12 + 34", "in words: 345", "list 3 metals", "add 1 + 2")
-
-    def job(seed: int) -> DraftJob:
-        return DraftJob(Request(prompts[seed]), params, seed, 32, Deadline.after(3600))
-
-    batch = drafter.open_batch(5, 128)
-    numbers = batch.admit([drafter.prepare(job(seed)) for seed in range(5)])
-    sizes: list[int] = []
-    drafts: dict[int, Draft | Exception] = {}
-    while batch.active:
-        before = {number: work.row.step for number, work in batch._rows.items()}
-        drafts |= batch.step()
-        after = {number: work.row.step for number, work in batch._rows.items()}
-        sizes.append(sum(after.get(number, 6) > step for number, step in before.items()))
-    assert sizes == [2] * 15
-    for seed, number in enumerate(numbers):
-        (alone,), together = drafter.draft([job(seed)]), drafts[number]
-        assert isinstance(together, Draft)
+    loop = Loop(DiffusionGemmaDrafter(drafter.model, drafter.tokenizer), params)
+    sequences = [loop.add(p, seed, Deadline.after(3600)) for seed, p in enumerate(prompts)]
+    sizes = []
+    while not all(sequence.finished.is_set() for sequence in sequences):
+        sizes.append(len(loop.step()))
+    # One is admitted at first where two engines share what waits: its group is alone.
+    assert {2} <= {*sizes} <= {1, 2} and sum(sizes) == 6 * 5
+    for seed, (prompt, sequence) in enumerate(zip(prompts, sequences, strict=True)):
+        job = DraftJob(Request(prompt), params, seed, 32, Deadline())
+        (alone,), together = drafter.draft([job]), sequence.wait()
         assert (together.token_ids, together.steps) == (alone.token_ids, 6)
 
 
-def test_a_row_whose_time_runs_out_ends_before_others_take_a_step() -> None:
+def test_a_sequence_whose_time_runs_out_ends_before_others_take_a_step() -> None:
     drafter = DiffusionGemmaDrafter.from_directory(FOLDER, "cpu")
-    params = DraftParams(max_denoising_steps=64, confidence_threshold=0.0)
-    batch = drafter.open_batch(2, 128)
+    loop = Loop(drafter, DraftParams(max_denoising_steps=64, confidence_threshold=0.0))
     deadline = Deadline.after(2.0)
-    for seed, until in enumerate((Deadline(), deadline)):
-        job = DraftJob(Request("add 12 + 34"), params, seed, 32, until)
-        batch.admit([drafter.prepare(job)])
-    assert batch.step() == {}
+    patient = loop.add("add 12 + 34", 0, Deadline())
+    hurried = loop.add("add 12 + 34", 1, deadline)
+    while hurried.step == 0 or patient.step == 0:
+        loop.step()
+    before = patient.step
     time.sleep(max(0.0, deadline.remaining_s) + 0.01)
-    ((_, draft),) = batch.step().items()
-    assert isinstance(draft, Draft)
-    assert (draft.finish_reason, draft.steps) == ("budget", 1)
-    (patient,) = batch._rows.values()
-    assert patient.row.step == 1
+    assert loop.step() == []
+    assert hurried.wait().finish_reason == "budget"
+    assert patient.step == before

@@ -69,4 +69,4 @@ def test_a_template_fits_in_one_canvas(text: str, fits: bool) -> None:
     ("text", "tokens"), [("<blank:4>", 0), ("x <blank:4>", 1), ("x <blank:4>;", 6)]
 )
 def test_an_answer_is_at_least_as_long_as_what_was_given(text: str, tokens: int) -> None:
-    assert parse_template(text, TOKENIZER, 8, END).least_tokens == tokens
+    assert parse_template(text, TOKENIZER, 8, END).min_tokens == tokens

@@ -206,7 +206,7 @@ class Doubt:
     def review(self, written: Any, token_ids: Any) -> Votes:
         last = len(token_ids) - 1
         barred = frozenset({(0, token_ids[0])})
-        return Votes(approved=frozenset({0}), vetoed=frozenset({last}), barred=barred)
+        return Votes(approved=frozenset({0}), vetoed=frozenset({last}), banned_tokens=barred)
 
 
 def outcome(draft: Draft) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ import pytest
 
 from hybrid.deadline import Deadline
 from hybrid.errors import Cancelled
-from hybrid.refiners.assignment import Assignment
+from hybrid.refiners.context import RefineContext
 from hybrid.refiners.refine import refine
 from hybrid.refiners.scripted import ScriptedRefiner
 from hybrid.types import Draft, Refinement, RefineParams, Request, Verdict
@@ -30,7 +30,7 @@ def choose(
 
     first, *more = drafts
     refiner, deadline = ScriptedRefiner({"say it": "good"}), deadline or Deadline()
-    assignment = Assignment(
+    context = RefineContext(
         Request("say it"),
         first,
         params,
@@ -40,7 +40,7 @@ def choose(
         failed_checks=failed,
         more_drafts=more,
     )
-    verdict, refinement = refine(assignment)
+    verdict, refinement = refine(context)
     assert verdict is not None
     return verdict, refinement
 

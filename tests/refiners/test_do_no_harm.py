@@ -1,20 +1,19 @@
 """Whatever goes wrong, in any mode and at any stage, the draft is returned and marked."""
 
 from dataclasses import dataclass, field, replace
-from threading import Event as Flag
 from typing import Any
 
 import pytest
 
 from hybrid.backends import Models
-from hybrid.deadline import Deadline
+from hybrid.deadline import CancelFlag, Deadline
 from hybrid.drafters.scripted import ScriptedDrafter
 from hybrid.errors import Cancelled, CapabilityError
 from hybrid.modes import MODES
 from hybrid.pipeline import Pipeline
 from hybrid.policies.latency import LatencyModel
 from hybrid.policies.loader import parse_policy
-from hybrid.protocols import DraftJob, Sampling, Scores, Until
+from hybrid.protocols import DraftJob, SamplingParams, Scores, Until
 from hybrid.refiners.refine import RUN
 from hybrid.refiners.scripted import ScriptedRefiner, ScriptedSession
 from hybrid.requests import make_request
@@ -40,14 +39,14 @@ class FaultyRefiner(ScriptedRefiner):
 
     stage: str = ""
     fault: str = "raises"
-    caller: Flag = field(default_factory=Flag)
+    caller: CancelFlag = field(default_factory=CancelFlag)
 
     def open(  # type: ignore[override]
         self,
         request: Request,
         max_answer_tokens: int,
         deadline: Deadline | None = None,
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
     ) -> "FaultySession":
         request = replace(request, prompt="say it", messages=())
         inner = super().open(request, max_answer_tokens, deadline, sampling)

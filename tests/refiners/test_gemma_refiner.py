@@ -16,7 +16,7 @@ from hybrid.errors import Cancelled, RequestError
 from hybrid.gemma.model.gemma import GemmaModel
 from hybrid.gemma.reference.huggingface import load_hf_reference
 from hybrid.protocols import DraftJob
-from hybrid.refiners.assignment import Assignment
+from hybrid.refiners.context import RefineContext
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.refiners.refine import refine
 from hybrid.types import Canvas, Draft, DraftParams, Refinement, RefineMode, RefineParams, Request
@@ -57,7 +57,9 @@ def refined(
     text, entropy = refiner.decode(token_ids), (0.0,) * len(token_ids)
     draft = Draft(tuple(token_ids), text, entropy, (Canvas(1, True, 0.0),), "stop")
     params = RefineParams(mode, min_token_logprob=-1e-4)
-    return refine(Assignment(Request(prompt), draft, params, ANSWER_LIMIT, Deadline(), refiner))[1]
+    return refine(RefineContext(Request(prompt), draft, params, ANSWER_LIMIT, Deadline(), refiner))[
+        1
+    ]
 
 
 def other_draft(answer: Sequence[int], vocabulary: int, rng: random.Random) -> list[int]:

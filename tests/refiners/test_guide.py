@@ -3,13 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
 from typing import Any, cast
 
 import pytest
 import torch
 
-from hybrid.deadline import Deadline
+from hybrid.deadline import CancelFlag, Deadline
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import check, evaluation_set
@@ -139,7 +138,7 @@ def test_other_rows_of_the_batch_are_not_touched(drafter: DiffusionGemmaDrafter)
 
 
 def test_cancelling_ends_a_guided_draft(drafter: DiffusionGemmaDrafter) -> None:
-    gone = Event()
+    gone = CancelFlag()
 
     def vote(token_ids: Sequence[int]) -> Votes:
         gone.set()

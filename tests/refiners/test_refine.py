@@ -2,17 +2,16 @@
 
 from itertools import count
 from pathlib import Path
-from threading import Event
 from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hybrid.deadline import Deadline
+from hybrid.deadline import CancelFlag, Deadline
 from hybrid.errors import BackendError, Cancelled, CapabilityError, RequestError
 from hybrid.modes import MODES
-from hybrid.refiners.assignment import Assignment
+from hybrid.refiners.context import RefineContext
 from hybrid.refiners.edits import find_edits
 from hybrid.refiners.refine import RUN, refine, write_alone
 from hybrid.refiners.scripted import END, ScriptedRefiner
@@ -57,7 +56,9 @@ def run(
     if draft is None:
         return None, write_alone(refiner, Request("say it"), max_new_tokens, deadline)
     wanted = RefineParams(mode, **params)
-    return refine(Assignment(Request("say it"), draft, wanted, max_new_tokens, deadline, refiner))
+    return refine(
+        RefineContext(Request("say it"), draft, wanted, max_new_tokens, deadline, refiner)
+    )
 
 
 def ending_at(poll: int) -> Deadline:
@@ -76,7 +77,7 @@ def cancelled_at(poll: int) -> Deadline:
     """A deadline whose caller has gone away when it is asked for the `poll`-th time, from 0."""
     polls = count()
 
-    class Countdown(Event):
+    class Countdown(CancelFlag):
         def is_set(self) -> bool:
             return next(polls) >= poll
 

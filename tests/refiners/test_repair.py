@@ -7,7 +7,7 @@ import pytest
 
 from hybrid.deadline import Deadline
 from hybrid.errors import CapabilityError
-from hybrid.refiners.assignment import Assignment, Clamp
+from hybrid.refiners.context import FixedTokens, RefineContext
 from hybrid.refiners.refine import refine
 from hybrid.refiners.scripted import END, ScriptedRefiner
 from hybrid.types import (
@@ -32,18 +32,18 @@ def draft(text: str, logprobs: Sequence[float], reason: FinishReason = "stop") -
 
 def mend(
     old: Draft, new: Draft, params: RefineParams = SELF, wrong: str = ""
-) -> tuple[Verdict, Refinement, list[Clamp]]:
+) -> tuple[Verdict, Refinement, list[FixedTokens]]:
     """`repair` with a drafter that answers `new`, and what it was asked to keep."""
-    asked: list[Clamp] = []
+    asked: list[FixedTokens] = []
 
-    def redraft(clamp: Clamp) -> Draft:
-        asked.append(clamp)
+    def redraft(fixed: FixedTokens) -> Draft:
+        asked.append(fixed)
         return new
 
     def failed(text: str) -> tuple[str, ...]:
         return tuple(f"no {letter}" for letter in wrong if letter in text)
 
-    assignment = Assignment(
+    context = RefineContext(
         Request("say it"),
         old,
         params,
@@ -53,7 +53,7 @@ def mend(
         failed_checks=failed,
         redraft=redraft,
     )
-    verdict, refinement = refine(assignment)
+    verdict, refinement = refine(context)
     assert verdict is not None
     return verdict, refinement, asked
 
@@ -124,7 +124,7 @@ def regenerate(
 ) -> tuple[Verdict, Refinement]:
     refiner = ScriptedRefiner({"say it": answer})
     request = Request("say it")
-    verdict, refinement = refine(Assignment(request, old, params, limit, Deadline(), refiner))
+    verdict, refinement = refine(RefineContext(request, old, params, limit, Deadline(), refiner))
     assert verdict is not None
     return verdict, refinement
 

@@ -6,7 +6,7 @@ from hybrid.deadline import Deadline
 from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import TASKS, evaluation_set
 from hybrid.errors import RequestError
-from hybrid.refiners.assignment import Assignment
+from hybrid.refiners.context import RefineContext
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.refiners.refine import refine, write_alone
 from hybrid.refiners.rewrite import with_draft
@@ -30,10 +30,10 @@ def test_it_equals_greedy_decoding_of_the_same_prompt(task: str, refiner: GemmaR
         for token_ids in (first.token_ids, prompted.token_ids, first.token_ids[:3], ()):
             text = refiner.decode(token_ids)
             draft = Draft(token_ids, text, (0.0,) * len(token_ids), (), "stop")
-            assignment = Assignment(
+            context = RefineContext(
                 request, draft, RefineParams("rewrite"), LIMIT, Deadline(), refiner
             )
-            verdict, refinement = refine(assignment)
+            verdict, refinement = refine(context)
             alone = write_alone(refiner, with_draft(request, text), LIMIT, Deadline())
             assert refinement.token_ids == alone.token_ids
             assert refinement.finish_reason == alone.finish_reason
@@ -71,17 +71,17 @@ def test_a_draft_that_does_not_fit_beside_the_prompt_is_an_error(refiner: GemmaR
     draft = Draft(tuple(refiner.tokenizer.encode(words)), words, (), (), "stop")
     params = RefineParams("rewrite")
     with pytest.raises(RequestError, match="must leave room in the context"):
-        refine(Assignment(Request(words), draft, params, LIMIT, Deadline(), refiner))
+        refine(RefineContext(Request(words), draft, params, LIMIT, Deadline(), refiner))
 
 
 def test_tokens_of_the_draft_that_survive_are_counted() -> None:
     asked = with_draft(Request("say it"), "the slow fox").conversation[-1].content
     refiner = ScriptedRefiner({asked: "the quick fox"})
     draft = Draft((*b"the slow fox", END), "the slow fox", (), (), "stop")
-    assignment = Assignment(
+    context = RefineContext(
         Request("say it"), draft, RefineParams("rewrite"), LIMIT, Deadline(), refiner
     )
-    refinement = refine(assignment)[1]
+    refinement = refine(context)[1]
     assert refinement.text == "the quick fox"
     assert refinement.accepted_tokens == len("the ") + len(" fox") + 1
     (edit,) = refinement.edits

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hybrid.deadline import Deadline
 from hybrid.gemma.model.gemma import load_model
 from hybrid.gemma.tokenizer import ChatTokenizer
-from hybrid.protocols import Sampling
-from hybrid.refiners.assignment import Assignment
+from hybrid.protocols import SamplingParams
+from hybrid.refiners.context import RefineContext
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.refiners.refine import refine, write_alone
 from hybrid.types import Draft, Refinement, RefineMode, RefineParams, Request
@@ -61,7 +61,7 @@ def refined(
         return write_alone(refiner, request, limit, Deadline())
     draft = Draft(tuple(token_ids), refiner.decode(token_ids), (), (), "stop")
     params = RefineParams(mode, min_token_logprob=0.0)
-    return refine(Assignment(request, draft, params, limit, Deadline(), refiner))[1]
+    return refine(RefineContext(request, draft, params, limit, Deadline(), refiner))[1]
 
 
 tokens = st.integers(0, VOCABULARY - 1)
@@ -141,13 +141,13 @@ def test_sampled_verify_is_sampling_alone_with_the_same_seed(
     pair: Pair, prompt: list[int], limit: int, seed: int, rest: list[int]
 ) -> None:
     refiner, _ = pair
-    request, sampling = Request(" ".join(map(str, prompt))), Sampling(0.9, seed)
+    request, sampling = Request(" ".join(map(str, prompt))), SamplingParams(0.9, seed)
     alone = write_alone(refiner, request, limit, Deadline(), sampling)
     for draft_ids in (rest, [*alone.token_ids[:5], *rest]):
         draft = Draft(tuple(draft_ids), refiner.decode(draft_ids), (), (), "stop")
         params = RefineParams("verify", temperature=0.9)
-        assignment = Assignment(request, draft, params, limit, Deadline(), refiner, sampling)
-        assert refine(assignment)[1].token_ids == alone.token_ids
+        context = RefineContext(request, draft, params, limit, Deadline(), refiner, sampling)
+        assert refine(context)[1].token_ids == alone.token_ids
 
 
 def test_samples_have_the_distribution_of_the_model(pair: Pair) -> None:
@@ -161,7 +161,7 @@ def test_samples_have_the_distribution_of_the_model(pair: Pair) -> None:
     session.score(())
     draft = int(expected.argmax())
     for seed in range(count):
-        session._sampling = Sampling(temperature, seed)
+        session._sampling = SamplingParams(temperature, seed)
         session.rewind(0)
         first = session.score((draft,)).choices[0]
         seen[first] += 1

@@ -13,8 +13,8 @@ from hybrid.deadline import Deadline
 from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import TASKS, evaluation_set
 from hybrid.errors import BackendError, Cancelled, CapabilityError, RequestError
-from hybrid.protocols import Refiner, Sampling
-from hybrid.refiners.assignment import Assignment
+from hybrid.protocols import Refiner, SamplingParams
+from hybrid.refiners.context import RefineContext
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.refiners.refine import refine, write_alone
 from hybrid.refiners.vllm import VllmRefiner
@@ -75,7 +75,9 @@ def refined(
 ) -> tuple[int, ...]:
     params = RefineParams(mode, min_token_logprob=-4.0)
     deadline = deadline or Deadline()
-    return refine(Assignment(Request(PROMPT), draft, params, LIMIT, deadline, refiner))[1].token_ids
+    return refine(RefineContext(Request(PROMPT), draft, params, LIMIT, deadline, refiner))[
+        1
+    ].token_ids
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -104,7 +106,7 @@ def test_every_mode_of_a_refiner_works_over_http(
     draft = draft_of(native, "1 3 4 9 8")
     params = RefineParams(mode, min_token_logprob=-2.0, repair_with="refiner")
     here, there = (
-        refine(Assignment(Request(PROMPT), draft, params, LIMIT, Deadline(), one))[1]
+        refine(RefineContext(Request(PROMPT), draft, params, LIMIT, Deadline(), one))[1]
         for one in (native, connect(server))
     )
     assert (there.token_ids, there.text) == (here.token_ids, here.text)
@@ -146,7 +148,7 @@ def test_a_server_without_log_probabilities_cannot_verify(
 
 
 def test_a_sampled_answer_cannot_be_verified_by_a_server(server: FakeServer) -> None:
-    session = connect(server).open(Request(PROMPT), LIMIT, sampling=Sampling(0.7, 1))
+    session = connect(server).open(Request(PROMPT), LIMIT, sampling=SamplingParams(0.7, 1))
     with pytest.raises(CapabilityError, match="at temperature 0"):
         session.score((1, 2))
 

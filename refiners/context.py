@@ -6,14 +6,14 @@ from functools import cached_property
 
 from hybrid.deadline import Deadline
 from hybrid.errors import CapabilityError
-from hybrid.protocols import Refiner, RefinerSession, Sampling, Scores
+from hybrid.protocols import Refiner, RefinerSession, SamplingParams, Scores
 from hybrid.types import Draft, FinishReason, RefineParams, Request, Scorer, Verdict
 
-Clamp = tuple[int | None, ...]
+FixedTokens = tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
-class Assignment:
+class RefineContext:
     """A draft to refine, and what may be used for it.
 
     No mode reads draft tokens past `max_new_tokens`. `failed_checks` names the checks that a text
@@ -28,9 +28,9 @@ class Assignment:
     max_new_tokens: int
     deadline: Deadline
     refiner: Refiner | None = None
-    sampling: Sampling | None = None
+    sampling: SamplingParams | None = None
     failed_checks: Callable[[str], tuple[str, ...]] = lambda text: ()
-    redraft: Callable[[Clamp], Draft] | None = None
+    redraft: Callable[[FixedTokens], Draft] | None = None
     more_drafts: Sequence[Draft] = ()
     opened: RefinerSession | None = None
 
@@ -97,7 +97,7 @@ class Assignment:
 class Outcome:
     """A refined answer: how many draft tokens survive, why it ends, and why it differs.
 
-    `more_passes` are the refiner's outside the assignment's session.
+    `more_passes` are the refiner's outside the context's session.
     """
 
     verdict: Verdict | None
@@ -111,15 +111,15 @@ class Outcome:
 
 
 def continue_from(
-    assignment: Assignment, agreed: int, following: int, verdict: Verdict | None
+    context: RefineContext, agreed: int, following: int, verdict: Verdict | None
 ) -> Outcome:
     """The first `agreed` draft tokens, the refiner's own `following` one, and all that comes after.
 
     Nothing comes after an end token. The session must have read at least what is kept; what it read
     beyond that is forgotten.
     """
-    kept, ends = assignment.token_ids[:agreed], assignment.need_refiner().end_token_ids
-    room = assignment.limit - len(kept)
+    kept, ends = context.token_ids[:agreed], context.need_refiner().end_token_ids
+    room = context.limit - len(kept)
     written: tuple[int, ...] = ()
     reason: FinishReason = "length"
     if kept and kept[-1] in ends:
@@ -129,9 +129,9 @@ def continue_from(
         if following in ends:
             reason = "stop"
         elif room > 1:
-            assignment.session.rewind(len(kept))
-            rest, reason = assignment.session.write(written, room - 1)
+            context.session.rewind(len(kept))
+            rest, reason = context.session.write(written, room - 1)
             written += rest
     token_ids = kept + written
     why = f"the refiner goes its own way from token {len(kept) + 1}" if written else "cut short"
-    return Outcome(verdict, token_ids, assignment.decode(token_ids), len(kept), reason, why)
+    return Outcome(verdict, token_ids, context.decode(token_ids), len(kept), reason, why)

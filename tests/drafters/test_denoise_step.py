@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from hybrid.deadline import Deadline
-from hybrid.drafters.denoise import step
+from hybrid.drafters.denoise_step import EagerDenoiseStep, take_step
 from hybrid.drafters.noise import Draw
-from hybrid.drafters.row import Row
-from hybrid.drafters.sampling import EagerSampling
+from hybrid.drafters.sequence import DraftSequence
 from hybrid.drafters.template import Template
 from hybrid.protocols import DraftJob
 from hybrid.types import DraftParams, Request
@@ -56,9 +55,18 @@ class ScriptedNoise:
         return torch.where(accepted, SAMPLED, RANDOM)
 
 
-def make_row(seed: int = 0, template: Template | None = None, **params: Any) -> Row:
-    job = DraftJob(Request("x"), DraftParams(**params), seed, CANVAS, Deadline())
-    return Row(job, seed, torch.zeros(CANVAS, dtype=torch.long), template=template)
+def make_sequence(
+    seed: int = 0,
+    template: Template | None = None,
+    warm_start: tuple[int, ...] = (),
+    **params: Any,
+) -> DraftSequence:
+    job = DraftJob(
+        Request("x"), DraftParams(**params), seed, CANVAS, Deadline(), warm_start=warm_start
+    )
+    sequence = DraftSequence(job, template=template, row=seed)
+    sequence.start_canvas(torch.zeros(CANVAS, dtype=torch.long))
+    return sequence
 
 
 def peaks(best: Sequence[int], height: float | Sequence[float] = 20.0) -> Tensor:
@@ -73,15 +81,15 @@ def entropy_of(logits: Tensor) -> Tensor:
     return -(p * p.log()).sum(-1).float()
 
 
-def run(row: Row, script: Sequence[Tensor]) -> ScriptedModel:
+def run(row: DraftSequence, script: Sequence[Tensor]) -> ScriptedModel:
     model = ScriptedModel([*script])
     for _ in script:
-        step(EagerSampling(model, None, ScriptedNoise()), [row])
+        take_step(EagerDenoiseStep(model, None, ScriptedNoise()), [row])
     return model
 
 
 def test_temperature_falls_from_the_highest_to_just_above_the_lowest() -> None:
-    row, temperatures = make_row(max_denoising_steps=4, t_min=0.4, t_max=0.8), []
+    row, temperatures = make_sequence(max_denoising_steps=4, t_min=0.4, t_max=0.8), []
     for _ in range(4):
         temperatures.append(row.temperature)
         run(row, [peaks([1, 2, 3, 4])])
@@ -89,12 +97,12 @@ def test_temperature_falls_from_the_highest_to_just_above_the_lowest() -> None:
 
 
 def test_a_single_step_has_the_highest_temperature() -> None:
-    assert make_row(max_denoising_steps=1).temperature == pytest.approx(0.8)
+    assert make_sequence(max_denoising_steps=1).temperature == pytest.approx(0.8)
 
 
 def test_entropy_and_self_conditioning_are_those_of_the_cooled_distribution() -> None:
     logits = torch.randn(1, CANVAS, VOCABULARY, generator=torch.Generator().manual_seed(0)) * 3
-    row = make_row(max_denoising_steps=4, t_min=0.5, t_max=1.5)
+    row = make_sequence(max_denoising_steps=4, t_min=0.5, t_max=1.5)
     model = run(row, [logits] * 3)
     assert model.soft_embeddings[0] is None
     assert row.soft_embedding is not None
@@ -109,7 +117,7 @@ def test_entropy_and_self_conditioning_are_those_of_the_cooled_distribution() ->
 
 def test_kept_positions_are_sampled_and_all_others_are_random_again() -> None:
     logits = peaks([1, 2, 3, 4], [20.0, 0.0, 20.0, 1.0])
-    row = make_row(entropy_bound=0.1)
+    row = make_sequence(entropy_bound=0.1)
     model = run(row, [logits, logits])
     # Two are sure, the third surest crosses the bound, the last one is beyond it.
     assert row.accepted.tolist() == [True, False, True, True]
@@ -119,28 +127,35 @@ def test_kept_positions_are_sampled_and_all_others_are_random_again() -> None:
 
 
 def test_rows_at_different_places_share_a_pass() -> None:
-    early = make_row(seed=5, max_denoising_steps=2, t_min=0.5, t_max=1.0, entropy_bound=100.0)
-    late = make_row(seed=6, max_denoising_steps=5, t_min=1.0, t_max=3.5, entropy_bound=0.0)
+    early = make_sequence(seed=5, max_denoising_steps=2, t_min=0.5, t_max=1.0, entropy_bound=100.0)
+    late = make_sequence(seed=6, max_denoising_steps=5, t_min=1.0, t_max=3.5, entropy_bound=0.0)
     flat = peaks([1, 2, 3, 4], 2.0)
     run(late, [flat] * 3)
-    late.next_canvas(torch.zeros(CANVAS, dtype=torch.long), ())
+    late.advance_canvas()
+    late.start_canvas(torch.zeros(CANVAS, dtype=torch.long))
     run(late, [flat] * 3)
     noise = ScriptedNoise()
-    step(EagerSampling(ScriptedModel([torch.cat((flat, flat))]), None, noise), [early, late])
+    take_step(
+        EagerDenoiseStep(ScriptedModel([torch.cat((flat, flat))]), None, noise), [early, late]
+    )
     assert noise.draws == [Draw(5, canvas=0, step=1), Draw(6, canvas=1, step=4)]
     assert (early.step, late.step) == (1, 4)
     assert early.accepted.all()
     assert late.accepted.sum() == 1
     torch.testing.assert_close(early.entropy, entropy_of(flat)[0])
     torch.testing.assert_close(late.entropy, entropy_of(flat / 2.0)[0])
-    assert (early.canvas_done, late.canvas_done) == (False, False)
+    assert (early.is_canvas_done, late.is_canvas_done) == (False, False)
 
 
 def test_nothing_is_drawn_for_a_canvas_that_ends() -> None:
-    rows = [make_row(seed=1), make_row(seed=2, max_denoising_steps=1), make_row(seed=3)]
+    rows = [
+        make_sequence(seed=1),
+        make_sequence(seed=2, max_denoising_steps=1),
+        make_sequence(seed=3),
+    ]
     noise = ScriptedNoise()
     model = ScriptedModel([peaks([1, 2, 3, 4]).expand(3, -1, -1)])
-    step(EagerSampling(model, None, noise), rows)
+    take_step(EagerDenoiseStep(model, None, noise), rows)
     assert noise.draws == [Draw(1, canvas=0, step=1), Draw(3, canvas=0, step=1)]
     assert [row.soft_embedding is None for row in rows] == [False, True, False]
     assert [row.canvas_ids.tolist() for row in rows] == [[SAMPLED] * 4, [0] * 4, [SAMPLED] * 4]
@@ -149,10 +164,10 @@ def test_nothing_is_drawn_for_a_canvas_that_ends() -> None:
 
 def test_a_row_that_begins_joins_rows_on_their_way() -> None:
     logits = torch.randn(2, CANVAS, VOCABULARY, generator=torch.Generator().manual_seed(0))
-    early, late = make_row(), make_row(t_min=1.0, t_max=1.0)
+    early, late = make_sequence(), make_sequence(t_min=1.0, t_max=1.0)
     run(late, [logits[1:]])
     model = ScriptedModel([logits])
-    step(EagerSampling(model, None, ScriptedNoise()), [early, late])
+    take_step(EagerDenoiseStep(model, None, ScriptedNoise()), [early, late])
     (soft,) = model.soft_embeddings
     assert soft is not None and not soft[0].any()
     torch.testing.assert_close(soft[1], logits[1].softmax(-1))
@@ -160,7 +175,7 @@ def test_a_row_that_begins_joins_rows_on_their_way() -> None:
 
 @pytest.mark.parametrize("threshold", [0, 1, 3])
 def test_a_canvas_is_stable_after_that_many_repetitions(threshold: int) -> None:
-    row = make_row(stability_threshold=threshold)
+    row = make_sequence(stability_threshold=threshold)
     run(row, [peaks([5, 5, 5, 5])])
     for steps in range(1, threshold + 1):
         assert not row.converged
@@ -169,11 +184,11 @@ def test_a_canvas_is_stable_after_that_many_repetitions(threshold: int) -> None:
     if threshold:
         assert not row.converged
         run(row, [peaks([1, 2, 3, 4])])
-    assert row.converged and row.canvas_done
+    assert row.converged and row.is_canvas_done
 
 
 def test_a_change_starts_the_count_again() -> None:
-    row = make_row(stability_threshold=2)
+    row = make_sequence(stability_threshold=2)
     one, other = peaks([1, 2, 3, 4]), peaks([1, 2, 3, 5])
     run(row, [one, one, other, one, one])
     assert not row.converged
@@ -183,19 +198,21 @@ def test_a_change_starts_the_count_again() -> None:
 
 def test_confidence_must_be_below_its_threshold_and_not_at_it() -> None:
     flat = peaks([1, 2, 3, 4], 1.0)
-    first = make_row(stability_threshold=0, t_min=1.0, t_max=1.0)
+    first = make_sequence(stability_threshold=0, t_min=1.0, t_max=1.0)
     run(first, [flat])
     for threshold, converged in (
         (first.mean_entropy, False),
         (math.nextafter(first.mean_entropy, math.inf), True),
     ):
-        row = make_row(stability_threshold=0, t_min=1.0, t_max=1.0, confidence_threshold=threshold)
+        row = make_sequence(
+            stability_threshold=0, t_min=1.0, t_max=1.0, confidence_threshold=threshold
+        )
         run(row, [flat])
         assert row.converged == converged
 
 
 def test_a_stable_canvas_that_is_unsure_goes_on_until_it_is_sure() -> None:
-    row = make_row(max_denoising_steps=9)
+    row = make_sequence(max_denoising_steps=9)
     run(row, [peaks([1, 2, 3, 4], 1.0)] * 3)
     assert not row.converged
     run(row, [peaks([1, 2, 3, 4])])
@@ -203,12 +220,13 @@ def test_a_stable_canvas_that_is_unsure_goes_on_until_it_is_sure() -> None:
 
 
 def test_the_next_canvas_remembers_nothing() -> None:
-    row = make_row(max_denoising_steps=5)
+    row = make_sequence(max_denoising_steps=5)
     same = peaks([1, 2, 3, 4])
     run(row, [same, same])
     assert row.converged
-    row.next_canvas(torch.full((CANVAS,), 6), ())
-    assert (row.canvas, row.step, row.canvas_done) == (1, 0, False)
+    row.advance_canvas()
+    row.start_canvas(torch.full((CANVAS,), 6))
+    assert (row.canvas, row.step, row.is_canvas_done) == (1, 0, False)
     model = run(row, [same])
     assert not row.converged
     assert model.canvases[0].tolist() == [[6] * CANVAS]
@@ -218,17 +236,16 @@ def test_the_next_canvas_remembers_nothing() -> None:
 
 
 def test_a_warm_start_replaces_the_beginning_of_the_first_canvas() -> None:
-    row = make_row()
-    row.warm_start([3, 2])
+    row = make_sequence(warm_start=(3, 2))
     assert run(row, [peaks([1, 2, 3, 4])]).canvases[0].tolist() == [[3, 2, 0, 0]]
     assert row.canvas_ids.tolist() == [SAMPLED] * CANVAS
 
 
 def test_a_templates_text_is_certain_in_every_step_and_costs_no_entropy() -> None:
     template = Template((None, 6, None, 7), text_tokens=4)
-    row = make_row(template=template, entropy_bound=0.0, t_min=1.0, t_max=1.0)
-    assert row.canvas_ids.tolist() == [0, 6, 0, 7]
-    row.warm_start([3, 3, 3, 3])
+    settings: dict[str, Any] = {"entropy_bound": 0.0, "t_min": 1.0, "t_max": 1.0}
+    assert make_sequence(template=template, **settings).canvas_ids.tolist() == [0, 6, 0, 7]
+    row = make_sequence(template=template, warm_start=(3, 3, 3, 3), **settings)
     logits = peaks([1, 2, 3, 4], [1.0, 0.0, 2.0, 0.0])
     model = run(row, [logits, logits])
     assert model.canvases[0].tolist() == [[3, 6, 3, 7]]
@@ -247,10 +264,10 @@ def test_a_templates_text_is_certain_in_every_step_and_costs_no_entropy() -> Non
 
 def test_a_template_concerns_its_own_row_only() -> None:
     logits = peaks([1, 2, 3, 4], 2.0)
-    free, other = make_row(seed=1), make_row(seed=1)
-    filled = make_row(seed=2, template=Template((None, 6, 6, 6), text_tokens=4))
+    free, other = make_sequence(seed=1), make_sequence(seed=1)
+    filled = make_sequence(seed=2, template=Template((None, 6, 6, 6), text_tokens=4))
     model = ScriptedModel([torch.cat((logits, logits))])
-    step(EagerSampling(model, None, ScriptedNoise()), [filled, free])
+    take_step(EagerDenoiseStep(model, None, ScriptedNoise()), [filled, free])
     run(other, [logits])
     assert torch.equal(free.canvas_ids, other.canvas_ids)
     assert free.soft_embedding is not None and other.soft_embedding is not None
