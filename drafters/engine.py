@@ -83,7 +83,7 @@ class DraftEngine:
                 sequence.job.deadline.raise_if_cancelled()
                 if sequence.is_aborted:
                     raise Cancelled("nobody waits for this draft any more")
-            except Exception as error:
+            except BaseException as error:  # of a callback: it is for whoever asked
                 sequence.finish(error)
 
     def _ask_guide(self, sequence: DraftSequence) -> None:

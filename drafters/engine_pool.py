@@ -77,7 +77,7 @@ class EnginePool:
             try:
                 engine = self._large_enough(engine)
                 engine.step()
-            except Exception as error:  # of the model: what runs is lost, what waits is not
+            except BaseException as error:  # of the model: what runs is lost, what waits is not
                 if engine is None:
                     self._fail_waiting(error)
                 else:
@@ -94,7 +94,7 @@ class EnginePool:
             return self._new_engine(self._waiting, max(self._usual_total_tokens, needed))
         return engine
 
-    def _fail_waiting(self, error: Exception) -> None:
+    def _fail_waiting(self, error: BaseException) -> None:
         """No engine could be made: tell those who wait for one."""
         with self._lock:
             failed = [self._waiting.pop() for _ in range(len(self._waiting))]
