@@ -12,16 +12,15 @@ from torch import Tensor
 
 from hybrid.drafters.noise import CounterNoise, Noise
 from hybrid.drafters.sequence import DraftSequence
-from hybrid.gemma.compiled import CompiledModel
+from hybrid.gemma.compiled.model import CompiledModel
 from hybrid.kernels.accept import FREE
-from hybrid.kernels.judge import Judged, judge_torch
+from hybrid.kernels.canvas_statistics import CanvasStatistics, canvas_statistics_torch
+from hybrid.kernels.head import BANNED_LOGIT
 from hybrid.kernels.noise import signed
-
-_BANNED_LOGIT = -1e4  # finite, so that an entropy of it is
 
 
 class DenoisingModel(Protocol):
-    """What an eager step needs of a model; `hybrid.gemma.model.GemmaModel` has it."""
+    """What an eager step needs of a model; `hybrid.gemma.model.gemma.GemmaModel` has it."""
 
     def denoise(
         self, canvas_ids: Tensor, soft_embedding: Tensor | None, cache: Any, rows: Any
@@ -33,7 +32,7 @@ class DenoisingModel(Protocol):
 class DenoiseStep(Protocol):
     """Both halves of a step."""
 
-    def statistics(self, sequences: Sequence[DraftSequence]) -> Judged:
+    def statistics(self, sequences: Sequence[DraftSequence]) -> CanvasStatistics:
         """What a pass over the sequences' canvases says of every position."""
         ...
 
@@ -52,7 +51,7 @@ class EagerDenoiseStep:
     def __init__(self, model: DenoisingModel, cache: Any, noise: Noise) -> None:
         self._model, self._cache, self._noise = model, cache, noise
 
-    def statistics(self, sequences: Sequence[DraftSequence]) -> Judged:
+    def statistics(self, sequences: Sequence[DraftSequence]) -> CanvasStatistics:
         """See `DenoiseStep.statistics`."""
         canvas_ids = torch.stack([sequence.canvas_ids for sequence in sequences])
         rows = [sequence.row for sequence in sequences]
@@ -60,8 +59,10 @@ class EagerDenoiseStep:
         logits = self._model.denoise(canvas_ids, soft_embeddings, self._cache, rows)
         for index, sequence in enumerate(sequences):
             for position, token in sequence.banned_tokens:
-                logits[index, position, token] = _BANNED_LOGIT
-        return judge_torch(logits, *_settings(sequences, logits), _fixed_token_ids(sequences))
+                logits[index, position, token] = BANNED_LOGIT
+        fixed_token_ids = _fixed_token_ids(sequences)
+        settings = _settings(sequences, logits)
+        return canvas_statistics_torch(logits, *settings, fixed_token_ids)
 
     def next_input(
         self, sequences: Sequence[DraftSequence], p: Tensor, accepted: Tensor
@@ -81,7 +82,7 @@ class CompiledDenoiseStep:
         self._model, self._cache = model, cache
         self._eager = EagerDenoiseStep(model, cache, noise)
 
-    def statistics(self, sequences: Sequence[DraftSequence]) -> Judged:
+    def statistics(self, sequences: Sequence[DraftSequence]) -> CanvasStatistics:
         """See `DenoiseStep.statistics`."""
         if any(sequence.banned_tokens for sequence in sequences):
             return self._eager.statistics(sequences)
