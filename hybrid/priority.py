@@ -1,8 +1,8 @@
 """Deadline order: of those who wait for something scarce, whoever has the least time goes first.
 
 Nobody starves: a far deadline counts as `MAX_PATIENCE_S` from now, so whoever has waited that long
-is overtaken by nobody. The drafting engines' waiting requests and the refiners' slots are handed
-out in this order.
+is overtaken by nobody. The drafting engines' places, the refiners' slots and the processor's cores
+are handed out with this queue.
 """
 
 import heapq

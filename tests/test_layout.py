@@ -21,7 +21,7 @@ CONTRACT = {
     "modes",
     "cores",
     "lock",
-    "turns",
+    "priority",
 }
 MAY_IMPORT = {
     "kernels": {"kernels"},

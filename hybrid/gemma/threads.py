@@ -9,7 +9,6 @@ interpreter's lock. On two cores, two batches of drafts and a refiner took five 
 step as one alone. So each waits for a core, from one step or pass to the next.
 """
 
-import heapq
 from itertools import count
 from queue import SimpleQueue
 from threading import Lock, local
@@ -19,6 +18,7 @@ import torch
 
 from hybrid.cores import available_cores
 from hybrid.gemma.config import GemmaConfig
+from hybrid.priority import Priority, PriorityQueue
 
 SMALL_HIDDEN_SIZE = 512
 
@@ -31,38 +31,31 @@ class Cores:
     """
 
     def __init__(self, free: int) -> None:
-        self._free, self._lock, self._numbers = free, Lock(), count()
-        self._waiting: list[tuple[bool, int, SimpleQueue[None]]] = []  # a heap
+        self._free, self._numbers = free, count()
+        self._waiting: PriorityQueue[SimpleQueue[None]] = PriorityQueue()
 
     def take(self, is_urgent: bool) -> None:
         """Wait for a core."""
-        mine = (not is_urgent, next(self._numbers), SimpleQueue[None]())
-        with self._lock:
+        with self._waiting.lock:
             if self._free:
                 self._free -= 1
                 return
-            heapq.heappush(self._waiting, mine)
+            priority, given = Priority(not is_urgent, next(self._numbers)), SimpleQueue[None]()
+            self._waiting.push(priority, given)
         try:
-            mine[2].get()
+            given.get()
         except BaseException:  # Ctrl-C
-            with self._lock:
-                if mine in self._waiting:
-                    self._waiting.remove(mine)
-                    heapq.heapify(self._waiting)
-                else:  # it has just been given one
-                    self._hand_on()
+            if not self._waiting.remove(priority):  # it has just been given one
+                self.give_back()
             raise
 
     def give_back(self) -> None:
         """The core is for the next."""
-        with self._lock:
-            self._hand_on()
-
-    def _hand_on(self) -> None:
-        if self._waiting:
-            heapq.heappop(self._waiting)[2].put(None)
-        else:
-            self._free += 1
+        with self._waiting.lock:
+            if self._waiting:
+                self._waiting.pop().put(None)
+            else:
+                self._free += 1
 
 
 class Threads:
