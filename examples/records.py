@@ -20,7 +20,7 @@ def read(folder: Path) -> pd.DataFrame:
 
 def by_policy(records: pd.DataFrame) -> pd.DataFrame:
     """Share of right answers, and latency in milliseconds, of every policy."""
-    groups = records.groupby("arm", sort=False)
+    groups = records.groupby("condition", sort=False)
     milliseconds = groups["seconds"].quantile([0.5, 0.95]).unstack() * 1000
     table = pd.DataFrame({"requests": groups.size(), "right": groups["score"].mean()})
     return table.assign(p50_ms=milliseconds[0.5], p95_ms=milliseconds[0.95])
@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
     """Print the table, and the slowest requests of the whole run."""
     records = read(folder)
     print(by_policy(records).round({"right": 3, "p50_ms": 1, "p95_ms": 1}).to_string())
-    slowest = records.nlargest(5, "seconds")[["arm", "task", "steps", "passes", "seconds"]]
+    slowest = records.nlargest(5, "seconds")[["condition", "task", "steps", "passes", "seconds"]]
     print(slowest.to_string(index=False))
 
 

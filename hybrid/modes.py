@@ -28,18 +28,29 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A refine mode: `answer` says in a few words what comes out."""
+    """A refine mode: `answer` says in a few words what comes out.
+
+    `settings` are the refine settings, besides the mode itself, that its answer depends on.
+    """
 
     guarantee: Guarantee
     cost: Cost
     does: str
     answer: str
     needs_refiner: bool = False
+    settings: tuple[str, ...] = ()
 
     @property
     def needs_drafter(self) -> bool:
         """Whether it begins with a draft."""
         return self.cost.drafts != "none"
+
+    @property
+    def changes_drafts(self) -> bool:
+        """Whether its answer may be another text than the draft that it begins with."""
+        cost = self.cost
+        is_read_only = cost.writes == "nothing" and cost.drafts == "one" and not cost.reviews
+        return self.needs_drafter and not is_read_only
 
 
 MODES: Mapping[RefineMode, Mode] = {
@@ -55,12 +66,14 @@ MODES: Mapping[RefineMode, Mode] = {
         Cost(reads="scorer", drafts="several"),
         "picks from several drafts made together, by checks and score",
         "the draft that scores best",
+        settings=("scorer", "drafts"),
     ),
     "repair": Mode(
         "guarded",
         Cost(reads="scorer", drafts="again"),
         "rewrites weak tokens with the rest held fast, and keeps what is surer or passes a check",
         "the draft, or a better one",
+        settings=("scorer", "min_token_logprob", "repair_with"),
     ),
     "guide": Mode(
         "none",
@@ -68,6 +81,7 @@ MODES: Mapping[RefineMode, Mode] = {
         "votes while the draft is denoised: holds fast what it would write, renoises doubts",
         "a draft under its influence",
         needs_refiner=True,
+        settings=("min_token_logprob", "guide_every"),
     ),
     "cascade": Mode(
         "ar_or_draft",
@@ -75,6 +89,7 @@ MODES: Mapping[RefineMode, Mode] = {
         "takes a draft that scores well, rewrites any other from where it disagrees",
         "a draft that passed, or its own",
         needs_refiner=True,
+        settings=("scorer", "min_mean_logprob", "min_token_logprob", "temperature"),
     ),
     "verify": Mode(
         "lossless",
@@ -82,6 +97,7 @@ MODES: Mapping[RefineMode, Mode] = {
         "keeps the longest prefix that it would have written itself, then goes on",
         "exactly what it writes alone",
         needs_refiner=True,
+        settings=("temperature",),
     ),
     "rewrite": Mode(
         "none",
@@ -89,6 +105,7 @@ MODES: Mapping[RefineMode, Mode] = {
         "writes a final answer with the draft in its prompt; copied text costs one pass a run",
         "its own, having read the draft",
         needs_refiner=True,
+        settings=("temperature",),
     ),
     "generate": Mode(
         "lossless",
@@ -96,5 +113,6 @@ MODES: Mapping[RefineMode, Mode] = {
         "writes alone",
         "exactly what it writes alone",
         needs_refiner=True,
+        settings=("temperature",),
     ),
 }

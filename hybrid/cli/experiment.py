@@ -26,7 +26,7 @@ from hybrid.errors import RequestError
 
 if TYPE_CHECKING:
     from hybrid.experiments.replay import Replayed
-    from hybrid.experiments.runner import Cell
+    from hybrid.experiments.runner import Trial
 
 app = App(name="experiment", help="Measure policies: run, replay, report.")
 
@@ -49,57 +49,63 @@ def run(
     dry_run
         Only say what would be run, how long it would take, and what it could tell.
     """
-    from hybrid.experiments.about import describe
-    from hybrid.experiments.arms import list_arms
+    from hybrid.experiments.conditions import list_conditions
     from hybrid.experiments.definition import load_experiment
     from hybrid.experiments.items import list_items
-    from hybrid.experiments.records import ABOUT, read_about, recording
-    from hybrid.experiments.runner import Bench, list_cells, run_cells
+    from hybrid.experiments.manifest import build_manifest
+    from hybrid.experiments.records import MANIFEST, read_manifest, recording
+    from hybrid.experiments.runner import Pipelines, list_trials, run_trials
 
     experiment, document = load_experiment(file)
-    arms = list_arms(experiment, document, file.parent)
+    conditions = list_conditions(experiment, document, file.parent)
     items = list_items(experiment.tasks, file.parent)
-    cells = list_cells(arms, items, experiment.seeds, experiment.repeats)
+    trials = list_trials(conditions, items, experiment.seeds, experiment.repeats)
     folder = out or Path("runs") / experiment.name
-    before = read_about(folder) if (folder / ABOUT).is_file() else {}
-    bench = Bench(folder, before.get("costs"))
+    before = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    pipelines = Pipelines(folder, before.get("costs"))
     if dry_run:
-        todo = _unrecorded(cells, folder)
-        _tell(cells, todo, bench.predicted_s(todo[:_SAMPLE]), folder)
+        todo = _unrecorded(trials, folder)
+        _tell(trials, todo, pipelines.predicted_s(todo[:_SAMPLE]), folder)
         return
-    for arm in arms:
-        bench.pipeline(arm)  # loads the models, and says what is wrong before anything is written
-    about = describe(experiment, file.read_text("utf-8"), arms, items, bench.costs)
+    for condition in conditions:
+        pipelines.pipeline(
+            condition
+        )  # loads the models, and says what is wrong before anything is written
+    manifest = build_manifest(
+        experiment, file.read_text("utf-8"), conditions, items, pipelines.costs
+    )
     errors = 0
-    with recording(folder, about) as recorder, _progress() as progress:
-        todo = _unrecorded(cells, folder)  # only now does nobody else add to them
-        bar = progress.add_task(experiment.name, total=len(cells), completed=len(cells) - len(todo))
+    with recording(folder, manifest) as recorder, _progress() as progress:
+        todo = _unrecorded(trials, folder)  # only now does nobody else add to them
+        bar = progress.add_task(
+            experiment.name, total=len(trials), completed=len(trials) - len(todo)
+        )
 
         def done(record: Any) -> None:
             nonlocal errors
             errors += record.error is not None or record.score_error is not None
             progress.advance(bar)
 
-        run_cells(todo, bench, recorder, experiment.load, done)
+        run_trials(todo, pipelines, recorder, experiment.load, done)
     console = Terminal()
-    console.print(f"{len(cells)} requests recorded in {folder}, {len(todo)} of them now")
+    console.print(f"{len(trials)} requests recorded in {folder}, {len(todo)} of them now")
     if errors:
-        console.print(f"{errors} of them failed or were not judged: see `error` and `score_error`")
+        console.print(f"{errors} of them failed or were not scored: see `error` and `score_error`")
     console.print(f"next: hybrid experiment report {folder}")
 
 
-def _unrecorded(cells: "Sequence[Cell]", folder: Path) -> "list[Cell]":
-    """What was not answered yet, failed, or could not be judged."""
+def _unrecorded(trials: "Sequence[Trial]", folder: Path) -> "list[Trial]":
+    """What was not answered yet, failed, or could not be scored."""
     from hybrid.experiments.records import has_records, read_records
 
     recorded = read_records(folder) if has_records(folder) else []
     done = {r.key for r in recorded if r.error is None and r.score_error is None}
-    return [cell for cell in cells if cell.key not in done]
+    return [trial for trial in trials if trial.key not in done]
 
 
 @app.command
 def report(folder: Path) -> None:
-    """Write `report.html` and pictures about what was recorded.
+    """Write `report.html` and figures of what was recorded.
 
     Parameters
     ----------
@@ -163,29 +169,29 @@ _SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _UNLEARNED = (
     "no latency-*.json, which a run writes as it ends: plans are as on a machine just measured"
 )
-_SAMPLE = 2000  # cells that are planned for an estimate
+_SAMPLE = 2000  # trials that are planned for an estimate
 
 
-def _tell(cells: "Sequence[Cell]", todo: "Sequence[Cell]", seconds: float, folder: Path) -> None:
+def _tell(trials: "Sequence[Trial]", todo: "Sequence[Trial]", seconds: float, folder: Path) -> None:
     """What a dry run says."""
     from hybrid.experiments.statistics import detectable_difference
 
-    if not cells:
-        raise RequestError("experiment", "no cells", "at least one policy and one item")
-    arms = list(dict.fromkeys(cell.arm.name for cell in cells))
+    if not trials:
+        raise RequestError("experiment", "no trials", "at least one policy and one item")
+    conditions = list(dict.fromkeys(trial.condition.name for trial in trials))
     table = Table("task", "items", "requests")
-    for task in dict.fromkeys(cell.item.task for cell in cells):
-        here = [cell for cell in cells if cell.item.task == task]
-        table.add_row(task, str(len({cell.item.number for cell in here})), str(len(here)))
+    for task in dict.fromkeys(trial.item.task for trial in trials):
+        here = [trial for trial in trials if trial.item.task == task]
+        table.add_row(task, str(len({trial.item.number for trial in here})), str(len(here)))
     console = Terminal()
     console.print(table)
     if len(todo) > _SAMPLE:
         seconds *= len(todo) / _SAMPLE
-    pairs = len(cells) // len(arms)
+    pairs = len(trials) // len(conditions)
     least = detectable_difference(pairs)
     console.print(
-        f"{len(arms)} policies, {len(cells)} requests, {len(todo)} of them not yet in {folder}; "
-        f"about {seconds / 60:.1f} minutes one at a time, by the plans' medians"
+        f"{len(conditions)} policies, {len(trials)} requests, {len(todo)} of them not yet in "
+        f"{folder}; about {seconds / 60:.1f} minutes one at a time, by the plans' medians"
     )
     console.print(
         f"with {pairs} pairs, two policies that disagree on 15 % of the answers can be told apart "

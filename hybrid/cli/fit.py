@@ -14,7 +14,7 @@ from hybrid.deadline import format_duration
 from hybrid.errors import BackendError
 
 if TYPE_CHECKING:
-    from hybrid.experiments.rivals import Rival
+    from hybrid.experiments.preset_comparison import PresetComparison
 
 
 def fit(
@@ -30,16 +30,16 @@ def fit(
         The policy file to write.
     """
     from hybrid.experiments.fit import fit as fit_policy
-    from hybrid.experiments.rivals import against_presets
+    from hybrid.experiments.preset_comparison import compare_with_presets
     from hybrid.experiments.summary import read_results
     from hybrid.experiments.tables import fitted_tables
 
     results = read_results(folder)
     fitted = fit_policy(results)
-    rivals = against_presets(results, fitted)
-    _write(out, fitted.values, [*map(_say, rivals.compared)])
+    presets = compare_with_presets(results, fitted)
+    _write(out, fitted.values, [*map(_say, presets.compared)])
     console = Terminal()
-    for found in fitted_tables(fitted, rivals):
+    for found in fitted_tables(fitted, presets):
         table = Table(*found.columns, title=found.title)
         for row in found.rows:
             table.add_row(*(row[name] for name in found.columns))
@@ -49,14 +49,14 @@ def fit(
     console.print(f"{out}: reported on the second half of the items, replayed from {folder}")
 
 
-def _say(rival: "Rival") -> str:
+def _say(comparison: "PresetComparison") -> str:
     """A comparison in a line, for the policy's file."""
-    one, other = rival.fitted, rival.preset
+    one, other = comparison.fitted, comparison.preset
     p95 = [format_duration(side.p95_s) for side in (one, other)]
     return (
-        f"{rival.name}: {100 * one.accuracy:.1f} % in {p95[0]} (p95, budget "
-        f"{format_duration(rival.budget_s)}) against {100 * other.accuracy:.1f} % in {p95[1]}, "
-        f"{rival.verdict}"
+        f"{comparison.name}: {100 * one.accuracy:.1f} % in {p95[0]} (p95, budget "
+        f"{format_duration(comparison.budget_s)}) against {100 * other.accuracy:.1f} % in "
+        f"{p95[1]}, {comparison.verdict}"
     )
 
 

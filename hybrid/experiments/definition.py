@@ -45,7 +45,7 @@ class TaskSet(Section):
         return self
 
 
-class PolicyArms(Section):
+class PolicyEntry(Section):
     """A policy, or a grid: one policy for every combination of values that fields take."""
 
     policy: str | None = Field(default=None, description="A preset's name or a policy file.")
@@ -55,7 +55,7 @@ class PolicyArms(Section):
     )
 
     @model_validator(mode="after")
-    def _has_one_source(self) -> "PolicyArms":
+    def _has_one_source(self) -> "PolicyEntry":
         if (self.policy is None) == (self.inline is None):
             raise ValueError("name a policy or write one inline, one of them")
         return self
@@ -75,7 +75,7 @@ class Experiment(Section):
     name: str = Field(default="experiment", min_length=1, description="The report's title.")
     description: str = Field(default="", description="For people.")
     tasks: Annotated[list[TaskSet], BeforeValidator(_as_list), Field(min_length=1)]
-    policies: dict[str, Annotated[PolicyArms, BeforeValidator(_as_policy)]] = Field(min_length=1)
+    policies: dict[str, Annotated[PolicyEntry, BeforeValidator(_as_policy)]] = Field(min_length=1)
     baseline: str | None = Field(
         default=None, description="The policy that others are compared with; the first if not said."
     )

@@ -1,6 +1,6 @@
-"""The plain pictures of a report: curves, histograms, fixes and harms, predictions.
+"""The figures of a report: curves, histograms, fixes and harms, predictions.
 
-Every function takes values and returns what draws them; colours, fonts and files are `theme`'s.
+Every function takes values and returns what draws them; colours, fonts and files are in `theme`.
 """
 
 import math
@@ -42,13 +42,13 @@ def curves(
         for axes, (task, lines) in zip(panels(figure, list(by_task)), by_task.items(), strict=True):
             if task in baseline:
                 axes.axhline(
-                    100 * baseline[task], color=theme.ink, linewidth=1, linestyle=(0, (4, 3)),
+                    100 * baseline[task], color=theme.text, linewidth=1, linestyle=(0, (4, 3)),
                     alpha=0.7, label=baseline_name,
                 )  # fmt: skip
-            for place, group in enumerate(groups):
+            for index, group in enumerate(groups):
                 if group not in lines:
                     continue
-                colour, marker = theme.series(place)
+                colour, marker = theme.series(index)
                 x = [point[0] for point in lines[group]]
                 y = [100 * right for _, right, _ in lines[group]]
                 low, high = ([100 * bound[side] for *_, bound in lines[group]] for side in (0, 1))
@@ -82,8 +82,8 @@ def _apart(values: Sequence[float]) -> list[float]:
     low, width = scale(values[0]), max(scale(values[-1]) - scale(values[0]), 1e-9)
     kept = [values[0]]
     for value in values[1:]:
-        place, before = ((scale(one) - low) / width for one in (value, kept[-1]))
-        if place - before >= _room(kept[-1], value) and 1 - place >= _room(value, values[-1]):
+        index, before = ((scale(one) - low) / width for one in (value, kept[-1]))
+        if index - before >= _room(kept[-1], value) and 1 - index >= _room(value, values[-1]):
             kept.append(value)
     return [*kept, values[-1]] if values[-1] > kept[-1] else kept
 
@@ -103,7 +103,7 @@ def steps_histogram(by_task: Mapping[str, Sequence[int]], cap: int) -> Drawing:
             weights = np.full(len(steps), 100 / max(1, len(steps)))
             edges = np.arange(0.5, cap + 1.5)
             axes.hist(steps, bins=edges, weights=weights, color=theme.colours[0])
-            axes.axvline(means.get(task, 0), color=theme.ink, linewidth=1, linestyle=":")
+            axes.axvline(means.get(task, 0), color=theme.text, linewidth=1, linestyle=":")
             axes.set_xlim(0, cap + 1)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         figure.supxlabel(f"denoising steps a canvas, at most {cap}", fontsize=9)
@@ -125,17 +125,17 @@ def fix_harm(summaries: Sequence[tuple[str, Summary]]) -> Drawing:
         most = max([1.0, *fixes, *harms])
         room = 0.08 * (max(fixes) + max(harms) + 1)  # for the numbers
         left = [-harm for harm in harms]
-        axes.barh(names, fixes, color=theme.good, height=0.62, label="fixed: wrong, then right")
-        axes.barh(names, left, color=theme.bad, height=0.62, label="harmed: right, then wrong")
-        for place, (_, one) in enumerate(summaries[::-1]):
-            axes.text(fixes[place] + most * 0.015, place, f"{one.fixes}", va="center", fontsize=7.5)
+        axes.barh(names, fixes, color=theme.improved, height=0.62, label="fixed: wrong, then right")
+        axes.barh(names, left, color=theme.worsened, height=0.62, label="harmed: right, then wrong")
+        for index, (_, one) in enumerate(summaries[::-1]):
+            axes.text(fixes[index] + most * 0.015, index, f"{one.fixes}", va="center", fontsize=7.5)
             axes.text(
-                -harms[place] - most * 0.015, place, f"{one.harms}", va="center", ha="right",
+                -harms[index] - most * 0.015, index, f"{one.harms}", va="center", ha="right",
                 fontsize=7.5,
             )  # fmt: skip
         axes.set_xlim(-max(harms) - room, max(fixes) + room)
         axes.set_ylim(-0.8, len(names) - 0.2)
-        axes.axvline(0, color=theme.ink, linewidth=0.8)
+        axes.axvline(0, color=theme.text, linewidth=0.8)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("drafts, % (numbers beside the bars: answers)")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
@@ -151,7 +151,9 @@ def fix_harm_matrix(changes: Mapping[str, Mapping[str, Change]]) -> Drawing:
 
     def drawing(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
-        colours = LinearSegmentedColormap.from_list("", [theme.bad, theme.paper, theme.good])
+        colours = LinearSegmentedColormap.from_list(
+            "", [theme.worsened, theme.background, theme.improved]
+        )
         balance = np.zeros((len(rows), len(tasks)))
         for y, row in enumerate(rows):
             for x, task in enumerate(tasks):
@@ -198,9 +200,9 @@ def predictions(records: Sequence[Record]) -> Drawing:
         axes = figure.subplots()
         low = float(min(predicted.min(), np.quantile(actual, 0.001)))
         high = float(max(predicted.max(), np.quantile(actual, 0.999)))
-        axes.plot([low, high], [low, high], color=theme.ink, linewidth=0.8, alpha=0.7)
-        for place, mode in enumerate(dict.fromkeys(modes)):
-            colour, _ = theme.series(place)
+        axes.plot([low, high], [low, high], color=theme.text, linewidth=0.8, alpha=0.7)
+        for index, mode in enumerate(dict.fromkeys(modes)):
+            colour, _ = theme.series(index)
             axes.scatter(
                 predicted[modes == mode], actual[modes == mode], s=size, alpha=alpha, linewidths=0,
                 color=colour, label=mode, rasterized=True,

@@ -1,10 +1,9 @@
-"""From records to a policy: what every task should be allowed, and what to expect of it.
+"""A policy fitted to records: which plans each task allows, and their expected quality.
 
-One half of the items (the even ones) chooses, and nothing here sees the other; `rivals` reports on
-it. For each task the plans on the front of accuracy and latency stay in the planner's hands; what
-they were measured to be becomes the policy's quality table. A few answers are not believed
-entirely: the prior of tasks that nobody measured counts as `_PRIOR` answers more, or ten right
-drafts of one step would be worth as much as ten right answers of the refiner.
+Items with an even number choose; `preset_comparison` reports on the others. Each task allows the
+plans on the Pareto front of accuracy and latency. Measured accuracies become the policy's quality
+table, shrunk towards a prior that counts as `_PRIOR` answers: without it, ten right drafts of one
+step would count as much as ten right answers of the refiner.
 """
 
 import math
@@ -19,10 +18,12 @@ from hybrid.errors import CheckpointError
 from hybrid.experiments.derive import as_cascade
 from hybrid.experiments.records import Record, settings_key
 from hybrid.experiments.summary import Results
+from hybrid.modes import MODES
 from hybrid.policies.candidates import prior_quality
 from hybrid.types import DraftParams, RefineMode, plan_label
 
-_MODES: tuple[RefineMode, ...] = ("none", "verify", "generate")  # as recorded; cascade is derived
+# As recorded; cascade is worked out of verify, and the others have answers of their own.
+_MODES = [name for name, mode in MODES.items() if name == "none" or mode.guarantee == "lossless"]
 _LEAST_ITEMS = 4  # of a task, under a plan, in the half that chooses
 _PRIOR = 2.0
 Plan = tuple[int | None, RefineMode]  # a cap on steps, and a refine mode
@@ -37,7 +38,7 @@ class Fitted:
 
 
 def halves(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-    """Records to choose by, and records to report on: items with an even and an odd number."""
+    """Records to choose by and records to report on: items with an even and an odd number."""
     return [r for r in records if r.item % 2 == 0], [r for r in records if r.item % 2 == 1]
 
 
@@ -56,7 +57,7 @@ def fit(results: Results) -> Fitted:
         )
         plans |= _cascades(plans, threshold)
         front = _front(plans)
-        modes, caps = _freedom(front, plans)
+        modes, caps = _allowed(front, plans)
         section: dict[str, Any] = {"refine": {"mode": modes}}
         if caps:
             section["draft"] = {"max_denoising_steps": caps}
@@ -71,7 +72,7 @@ def fit(results: Results) -> Fitted:
         raise CheckpointError(str(results.folder), message)
     values = {
         "version": 1,
-        "description": f"Fitted to the records of {results.about['experiment']['name']}.",
+        "description": f"Fitted to the records of {results.manifest['experiment']['name']}.",
         "models": {role: _model(role, results) for role in ("drafter", "refiner")},
         "tasks": tasks,
         "quality": quality,
@@ -80,18 +81,18 @@ def fit(results: Results) -> Fitted:
 
 
 def _plans(records: Sequence[Record]) -> dict[Plan, list[Record]]:
-    """Records by plan: one a request, drafted with the usual sampler, and not cut short."""
+    """Records by plan: one a request, with default draft settings, and not cut by a budget."""
     plans: dict[Plan, list[Record]] = defaultdict(list)
-    for record in {(r.place, settings_key(r.settings or {})): r for r in records}.values():
+    for record in {(r.pair_key, settings_key(r.settings or {})): r for r in records}.values():
         usable = record.score is not None and record.finish_reason != "budget"
         drafted = record.settings["draft"] if record.settings else None
         for mode in _MODES:
-            if usable and record.mode == mode and _is_usual(drafted):
-                plans[record.cap, mode].append(record)
+            if usable and record.mode == mode and _is_default(drafted):
+                plans[record.max_steps, mode].append(record)
     return {plan: found for plan, found in plans.items() if len(found) >= _LEAST_ITEMS}
 
 
-def _is_usual(draft: Mapping[str, Any] | None) -> bool:
+def _is_default(draft: Mapping[str, Any] | None) -> bool:
     """Whether a draft differs from the defaults in nothing but its cap."""
     if draft is None:
         return True
@@ -122,8 +123,8 @@ def _quality(plans: Mapping[Plan, Sequence[Record]]) -> dict[str, Any]:
 
     drafts, verified, cascaded = by_cap("none"), by_cap("verify"), by_cap("cascade")
     table: dict[str, Any] = {
-        "draft": {cap: _believed((cap, "none"), found) for cap, found in drafts.items()},
-        "refiner": _believed((None, "generate"), plans[None, "generate"]),
+        "draft": {cap: _expected_accuracy((cap, "none"), found) for cap, found in drafts.items()},
+        "refiner": _expected_accuracy((None, "generate"), plans[None, "generate"]),
         "steps_used": {
             cap: round(float(np.mean([record.steps for record in found])), 2)
             for cap, found in drafts.items()
@@ -132,15 +133,17 @@ def _quality(plans: Mapping[Plan, Sequence[Record]]) -> dict[str, Any]:
     if verified:
         table["agreement"] = {cap: _agreement(found) for cap, found in verified.items()}
     if cascaded:
-        table["cascade"] = {c: _believed((c, "cascade"), found) for c, found in cascaded.items()}
+        table["cascade"] = {
+            c: _expected_accuracy((c, "cascade"), found) for c, found in cascaded.items()
+        }
     return table
 
 
 def _front(plans: Mapping[Plan, Sequence[Record]]) -> list[Plan]:
-    """Plans that no other beats in both accuracy and median latency, the fastest first."""
+    """The Pareto front of expected accuracy and median latency, the fastest first."""
 
     def quality(plan: Plan) -> float:
-        return _believed(plan, plans[plan])
+        return _expected_accuracy(plan, plans[plan])
 
     front: list[Plan] = []
     for plan in sorted(plans, key=lambda plan: (_median_s(plans[plan]), -quality(plan))):
@@ -149,13 +152,13 @@ def _front(plans: Mapping[Plan, Sequence[Record]]) -> list[Plan]:
     return front
 
 
-def _freedom(
+def _allowed(
     front: Sequence[Plan], plans: Mapping[Plan, object]
 ) -> tuple[list[RefineMode], list[int]]:
-    """The modes and caps that the planner may combine: every combination was measured.
+    """The modes and caps on steps that the planner may combine: every combination was measured.
 
-    A cap that some mode lacks gives way to the next smaller one that none does, because drafts stop
-    where they are sure: under a large cap they are nearly those of a smaller one.
+    A cap that some mode was not measured with is replaced by the next smaller one that all were:
+    drafts stop when they converge, so under a large cap they are nearly those of a smaller one.
     """
     modes = list(dict.fromkeys(mode for _, mode in front))
     caps = sorted({cap for cap, _ in front if cap is not None})
@@ -174,9 +177,9 @@ def _threshold(verified: Sequence[Record]) -> float | None:
     A verified record has both: the draft with its least likely token, and the refiner's answer.
     """
     known = [
-        (record.least_logprob, bool(record.was_right), record.is_right)
+        (record.min_logprob, bool(record.was_right), record.is_right)
         for record in verified
-        if record.least_logprob is not None
+        if record.min_logprob is not None
     ]
     if not known:
         return None
@@ -194,10 +197,10 @@ def _agreement(records: Sequence[Record]) -> float:
     return round(float(np.clip(np.mean(shares), 0, 1)), 4) if shares else 0.0
 
 
-def _believed(plan: Plan, records: Sequence[Record]) -> float:
-    """The accuracy that is expected of a plan, after what was measured of it."""
+def _expected_accuracy(plan: Plan, records: Sequence[Record]) -> float:
+    """The accuracy of a plan, shrunk towards its prior."""
     right = sum(record.score or 0.0 for record in records)
-    # no plan is believed to be better than the refiner before it was measured
+    # without measurements, no plan is expected to be better than the refiner
     prior = min(prior_quality(*plan), prior_quality(None, "generate"))
     return round((right + _PRIOR * prior) / (len(records) + _PRIOR), 4)
 
@@ -213,7 +216,7 @@ def _say(plan: Plan, records: Sequence[Record]) -> str:
 
 def _model(role: str, results: Results) -> dict[str, Any] | None:
     """What names a model of the experiment, without a server's settings where there is none."""
-    used = [arm["policy"]["models"][role] for arm in results.about["arms"]]
+    used = [condition["policy"]["models"][role] for condition in results.manifest["conditions"]]
     model = next((one for one in used if one is not None), None)
     if model is None or model["backend"] == "vllm":
         return model

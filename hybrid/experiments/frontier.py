@@ -1,6 +1,6 @@
-"""The first picture of a report: right answers against latency, and what nothing beats.
+"""Accuracy against median latency with the Pareto front: the first figure of a report.
 
-Points of one grid that lie on each other share a label: which is which cannot be seen anyway.
+Points of one grid that overlap share a label.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,12 +39,12 @@ def frontier(groups: Mapping[str, Points]) -> Drawing:
         axes.step(
             [1e3 * one.p50_s for one in front],
             [100 * one.accuracy for one in front],
-            where="post", color=theme.faint, linewidth=7, alpha=0.45, zorder=1,
+            where="post", color=theme.grid, linewidth=7, alpha=0.45, zorder=1,
             solid_capstyle="round", solid_joinstyle="round", label="front of these policies",
         )  # fmt: skip
         labels: list[_Label] = []
-        for place, (group, points) in enumerate(groups.items()):
-            colour, marker = theme.series(place)
+        for index, (group, points) in enumerate(groups.items()):
+            colour, marker = theme.series(index)
             shown = [one for _, one in points if 100 * one.accuracy >= floor]
             _series(axes, shown, colour, marker, group)
             labels += [
@@ -66,17 +66,17 @@ def frontier(groups: Mapping[str, Points]) -> Drawing:
         hidden = [one for one in everything if 100 * one.accuracy < floor]
         if hidden:
             names = "; ".join(
-                f"{one.arm}, {100 * one.accuracy:.0f} % in {1e3 * one.p50_s:.0f} ms"
+                f"{one.condition}, {100 * one.accuracy:.0f} % in {1e3 * one.p50_s:.0f} ms"
                 for one in hidden
             )
             axes.text(
                 0.99, 0.015, f"below: {names}", transform=axes.transAxes, fontsize=7, ha="right",
-                color=theme.ink, alpha=0.75,
+                color=theme.text, alpha=0.75,
             )  # fmt: skip
         axes.set_xlabel("median latency, ms")
         axes.set_ylabel("right answers, %")
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.05 if hidden else 0.0))
-        _place(figure, axes, theme, labels)
+        _annotate(figure, axes, theme, labels)
 
     return drawing
 
@@ -108,16 +108,16 @@ class _Label:
     colour: str
 
 
-def _place(figure: Figure, axes: Any, theme: Theme, labels: Sequence[_Label]) -> None:
+def _annotate(figure: Figure, axes: Any, theme: Theme, labels: Sequence[_Label]) -> None:
     """Write each label beside its point, where nothing is yet; one that finds no room is left out.
 
     The table of policies names every point.
     """
-    figure.draw_without_rendering()  # settles the layout, so that places in pixels are known
+    figure.draw_without_rendering()  # settles the layout, so that positions in pixels are known
     legend = axes.get_legend()
     taken = [legend.get_window_extent()] if legend else []
     marks = [axes.transData.transform((one.x, one.y)) for one in labels]
-    halo = [withStroke(linewidth=2, foreground=theme.paper)]
+    halo = [withStroke(linewidth=2, foreground=theme.background)]
     for label in _joined([one for one in labels if one.text], axes, _SAME_PLACE * figure.dpi / 72):
         for right, up, side in _SPOTS:
             note = axes.annotate(
@@ -137,10 +137,10 @@ def _joined(labels: Sequence[_Label], axes: Any, near: float) -> list[_Label]:
     """Labels of one colour whose points are within `near` pixels of the first of them, as one."""
     groups: list[list[_Label]] = []
     for label in labels:
-        place = axes.transData.transform((label.x, label.y))
+        index = axes.transData.transform((label.x, label.y))
         for group in groups:
             first = axes.transData.transform((group[0].x, group[0].y))
-            if group[0].colour == label.colour and np.hypot(*(place - first)) <= near:
+            if group[0].colour == label.colour and np.hypot(*(index - first)) <= near:
                 group.append(label)
                 break
         else:

@@ -1,4 +1,4 @@
-"""What policies are measured on: prompts with a reference and the scorer that judges answers."""
+"""Items: prompts with a reference, and the scorer that compares answers with it."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _ITEMS = 50  # of an embedded task, where nothing is said; more are generated on
 class Item:
     """A prompt, what a right answer is compared with, and the task that it belongs to.
 
-    `number` is its place within the task.
+    `number` is its index within the task.
     """
 
     task: str
@@ -42,9 +42,9 @@ def list_items(sets: list[TaskSet], folder: Path) -> list[Item]:
         if not found:
             raise RequestError("tasks", given.file or given.embedded, "at least one item")
     numbers: dict[str, int] = {}
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         number = numbers[item.task] = numbers.get(item.task, -1) + 1
-        items[place] = Item(item.task, number, item.prompt, item.reference, item.scorer)
+        items[index] = Item(item.task, number, item.prompt, item.reference, item.scorer)
     return items
 
 

@@ -1,10 +1,11 @@
-"""Which pictures an experiment has data for, with their captions.
+"""Which figures an experiment has data for, with their captions.
 
-Each is drawn by a function of its own file, which knows values and nothing of experiments.
+Each is drawn by a function of its own file, which takes values and knows nothing of experiments.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 from hybrid.experiments.figures import (
     Change,
@@ -20,6 +21,8 @@ from hybrid.experiments.records import Record
 from hybrid.experiments.reliability import reliability
 from hybrid.experiments.summary import Results, Summary
 from hybrid.experiments.theme import Drawing
+from hybrid.modes import MODES
+from hybrid.types import RefineMode
 
 Picture = tuple[str, str, Drawing, tuple[float, float]]  # file, caption, drawing, inches
 ByTask = Mapping[str, Mapping[str, Summary]]  # task, policy
@@ -29,17 +32,21 @@ _UNITS = {  # of fields that a grid may go over
     "min_mean_logprob": "nats",
     "min_token_logprob": "nats",
 }
-_LEAST_JUDGED = 20  # drafts, for a reliability diagram
+_MIN_SCORED = 20  # drafts, for a reliability diagram
 
 
 def pictures(
     results: Results, summaries: Mapping[str, Summary], by_task: ByTask
 ) -> Iterator[Picture]:
     """The pictures that the experiment has data for."""
-    chosen = results.about["experiment"].get("frontier") or [*results.groups()]
+    chosen = results.manifest["experiment"].get("frontier") or [*results.groups()]
     groups = {
-        group: [(_label(results, arm), summaries[arm]) for arm in arms if summaries[arm].is_known]
-        for group, arms in results.groups().items()
+        group: [
+            (_label(results, condition), summaries[condition])
+            for condition in conditions
+            if summaries[condition].is_known
+        ]
+        for group, conditions in results.groups().items()
         if group in chosen
     }
     if any(groups.values()):
@@ -49,7 +56,7 @@ def pictures(
             "over.", frontier(groups), (8.4, 5.0),
         )  # fmt: skip
     yield from _curves(results, by_task)
-    drafted = [r for r in results.everything if r.cap is not None and r.canvases]
+    drafted = [r for r in results.everything if r.max_steps is not None and r.canvases]
     unrefined = [record for record in drafted if record.mode == "none"]
     if unrefined:
         cap, steps = _steps(unrefined)
@@ -61,14 +68,14 @@ def pictures(
         )  # fmt: skip
     yield from _changes(results, summaries, by_task)
     different = {record.key: record for record in unrefined}.values()
-    judged = [record for record in different if record.was_right is not None]
-    if len(judged) >= _LEAST_JUDGED:
-        rows = -(-(1 + len({record.task for record in judged})) // 4)
+    scored = [record for record in different if record.was_right is not None]
+    if len(scored) >= _MIN_SCORED:
+        rows = -(-(1 + len({record.task for record in scored})) // 4)
         yield (
             "reliability", "Whether a draft's certainty at commit tells right from wrong: drafts "
             "of all policies that did not refine them, in bins of equal counts. Intervals (95 %) "
             "draw all drafts of a prompt together; n: prompts; ECE: expected calibration error.",
-            reliability(judged), (8.4, 0.8 + 1.75 * rows),
+            reliability(scored), (8.4, 0.8 + 1.75 * rows),
         )  # fmt: skip
     predicted = [r for r in results.everything if r.error is None and r.predicted_p50_s > 0]
     if predicted:
@@ -88,7 +95,7 @@ def _asked(by_task: ByTask) -> str:
 
 def _curves(results: Results, by_task: ByTask) -> Iterator[Picture]:
     """Quality over every numeric field that a grid went over, all its grids in one picture."""
-    baseline = results.about["baseline"]
+    baseline = results.manifest["baseline"]
     alone = {
         task: found[baseline].accuracy
         for task, found in by_task.items()
@@ -102,7 +109,11 @@ def _curves(results: Results, by_task: ByTask) -> Iterator[Picture]:
         name = path.split(".")[-1]
         label = f"{name}, {_UNITS[name]}" if name in _UNITS else name
         rows = -(-len(lines) // 5)
-        is_varied = any(baseline in arms for arms in results.groups().values() if len(arms) > 1)
+        is_varied = any(
+            baseline in conditions
+            for conditions in results.groups().values()
+            if len(conditions) > 1
+        )
         yield (
             f"quality-{name}",
             f"Right answers by task against {path}, with 95 % intervals; "
@@ -117,25 +128,25 @@ def _changes(
 ) -> Iterator[Picture]:
     """What refining did to drafts, over all tasks and task by task."""
     refined = [
-        (arm, summaries[arm])
-        for arm, records in results.records.items()
-        if all(record.mode not in ("none", "generate", "score") for record in records)
+        (condition, summaries[condition])
+        for condition, records in results.records.items()
+        if all(MODES[cast(RefineMode, record.mode)].changes_drafts for record in records)
     ]
     if not refined:
         return
     yield (
         "fix-harm", "What refining did to drafts: wrong ones put right, right ones put wrong.",
-        fix_harm([(_name(results, arm), one) for arm, one in refined]),
+        fix_harm([(_name(results, condition), one) for condition, one in refined]),
         (8.4, 1.1 + 0.24 * len(refined)),
     )  # fmt: skip
     changes: dict[str, dict[str, Change]] = {}
-    for arm, _ in refined:
+    for condition, _ in refined:
         for task, found in by_task.items():
-            if arm not in found:
+            if condition not in found:
                 continue
-            one = found[arm]
+            one = found[condition]
             count = one.fixes + one.harms + one.kept_right + one.kept_wrong
-            changes.setdefault(_name(results, arm), {})[task] = one.fixes, one.harms, count
+            changes.setdefault(_name(results, condition), {})[task] = one.fixes, one.harms, count
     yield (
         "fix-harm-tasks", "The same by task: how many drafts were fixed (+) and harmed "
         "(\N{MINUS SIGN}); a dot where none was.",
@@ -145,18 +156,18 @@ def _changes(
 
 def _grids(results: Results, by_task: ByTask) -> Iterator[tuple[str, str, dict[str, list[Point]]]]:
     """Every grid over one numeric field: group, path, and the points by task."""
-    for group, arms in results.groups().items():
-        paths = {path for arm in arms for path in results.values(arm)}
-        if len(paths) != 1 or len(arms) < 2:
+    for group, conditions in results.groups().items():
+        paths = {path for condition in conditions for path in results.values(condition)}
+        if len(paths) != 1 or len(conditions) < 2:
             continue
         (path,) = paths
         found: dict[str, list[Point]] = defaultdict(list)
-        for arm in arms:
-            value = results.values(arm)[path]
+        for condition in conditions:
+            value = results.values(condition)[path]
             if isinstance(value, bool) or not isinstance(value, int | float):
                 break
             for task, summaries in by_task.items():
-                one = summaries.get(arm)
+                one = summaries.get(condition)
                 if one is not None and one.count:
                     found[task].append((value, one.accuracy, one.accuracy_interval))
         else:
@@ -168,21 +179,21 @@ def _steps(records: Sequence[Record]) -> tuple[int, dict[str, list[int]]]:
     """The largest of the caps that the most tasks were drafted with, and their canvases' steps."""
     tasks: dict[int, set[str]] = defaultdict(set)
     for record in records:
-        tasks[record.cap or 0].add(record.task)
+        tasks[record.max_steps or 0].add(record.task)
     cap = max(tasks, key=lambda one: (len(tasks[one]), one))
     steps: dict[str, list[int]] = defaultdict(list)
-    for record in {record.key: record for record in records if record.cap == cap}.values():
+    for record in {record.key: record for record in records if record.max_steps == cap}.values():
         steps[record.task] += [canvas[0] for canvas in record.canvases]
     return cap, steps
 
 
-def _label(results: Results, arm: str) -> str:
+def _label(results: Results, condition: str) -> str:
     """A policy's short name beside its point: what the grid set."""
-    return ", ".join(str(value) for value in results.values(arm).values())
+    return ", ".join(str(value) for value in results.values(condition).values())
 
 
-def _name(results: Results, arm: str) -> str:
+def _name(results: Results, condition: str) -> str:
     """A policy's name in a picture, without the fields that its grid went over."""
-    group = next(one["group"] for one in results.about["arms"] if one["name"] == arm)
-    label = _label(results, arm)
+    group = next(one["group"] for one in results.manifest["conditions"] if one["name"] == condition)
+    label = _label(results, condition)
     return f"{group}: {label}" if label else group

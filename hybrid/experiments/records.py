@@ -1,8 +1,7 @@
-"""What an experiment leaves behind: one JSON line a request, appended as soon as it is answered.
+"""Records of a run: one JSON line a request, appended as soon as it is answered.
 
-A folder holds `experiment.json` (what was asked, with which policies, on what machine) and
-`records.jsonl`, or what `gzip` made of it. A line that was cut by a crash is dropped when the
-folder is read again, and the request is made once more.
+A folder has `experiment.json` (`manifest`) and `records.jsonl`, or its gzip. A line that a crash
+cut is dropped when the folder is read again, and that request is made once more.
 """
 
 import errno
@@ -22,23 +21,23 @@ from hybrid.errors import BackendError, CheckpointError
 from hybrid.lock import lock_file
 
 FORMAT = 1
-RECORDS, ABOUT, _LOCK = "records.jsonl", "experiment.json", ".lock"
+RECORDS, MANIFEST, _LOCK = "records.jsonl", "experiment.json", ".lock"
 _PACKED = f"{RECORDS}.gz"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One request: what was asked, what came of it, and how good it was.
+    """One request with its answer, scores and timings.
 
-    `arm` is the policy's name and `policy` the digest of its text, under which it is found again.
-    `score` is None where the scorer raised (`score_error`) or nothing was answered (`error`), and
-    `draft_score` where there was no draft. Durations are seconds. `canvases` has steps, convergence
-    and mean entropy (nats) of each, `is_whole` says that the draft came to an end by itself.
-    `settings` are the arm's of a counterfactual replay.
+    `condition` is the policy's name and `policy` the digest of its text. `score` is None where the
+    scorer raised (`score_error`) or the request failed (`error`), `draft_score` where there was no
+    draft. Durations are seconds. `canvases` has steps, convergence and mean entropy (nats) of each;
+    `is_complete` says that the draft ended by itself. `settings` is all of the plan that decides
+    the answer; replays look records up by it.
     """
 
     key: str
-    arm: str
+    condition: str
     policy: str
     task: str
     item: int
@@ -63,7 +62,7 @@ class Record:
     predicted_p95_s: float = 0.0
     budget_s: float | None = None
     label: str = ""
-    cap: int | None = None
+    max_steps: int | None = None
     mode: str = "none"
     settings: Mapping[str, Any] | None = None
     rule: str = ""
@@ -77,9 +76,9 @@ class Record:
     is_accepted: bool | None = None
     canvases: tuple[tuple[int, bool, float], ...] = ()
     canvas_length: int = 0
-    is_whole: bool | None = None
+    is_complete: bool | None = None
     mean_logprob: float | None = None
-    least_logprob: float | None = None
+    min_logprob: float | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -103,7 +102,7 @@ class Record:
         return item_digest(self.prompt, self.task, self.reference, self.scorer)
 
     @property
-    def place(self) -> tuple[str, int, int, int]:
+    def pair_key(self) -> tuple[str, int, int, int]:
         """What pairs it with the same request under another policy."""
         return self.task, self.item, self.seed, self.repeat
 
@@ -167,19 +166,19 @@ def _parse(file: Path) -> Iterator[Record]:
             continue  # cut by a crash, or empty
 
 
-def read_about(folder: Path) -> Mapping[str, Any]:
+def read_manifest(folder: Path) -> Mapping[str, Any]:
     """What `experiment.json` says; raises CheckpointError."""
-    file = folder / ABOUT
+    file = folder / MANIFEST
     try:
-        about = json.loads(file.read_text("utf-8"))
+        manifest = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(str(file), "missing; is this an experiment's folder?") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(str(file), f"cannot be read: {error}") from None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        given = about.get("format") if isinstance(about, dict) else about
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        given = manifest.get("format") if isinstance(manifest, dict) else manifest
         raise CheckpointError(str(file), f"has format {given!r}; this version reads {FORMAT}")
-    return about
+    return manifest
 
 
 class Recorder:
@@ -203,7 +202,7 @@ class Recorder:
 
 
 @contextmanager
-def recording(folder: Path, about: Mapping[str, Any]) -> Iterator[Recorder]:
+def recording(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Recorder]:
     """A recorder for a folder that nobody else writes to meanwhile; raises BackendError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +212,7 @@ def recording(folder: Path, about: Mapping[str, Any]) -> Iterator[Recorder]:
     if lock is None:
         raise BackendError("record", f"{folder}: another run writes there")
     with lock:
-        _write(folder / ABOUT, json.dumps({"format": FORMAT, **about}, indent=1) + "\n")
+        _write(folder / MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=1) + "\n")
         file = folder / RECORDS
         _end_last_line(file)
         with file.open("ab", buffering=0) as stream:

@@ -1,7 +1,7 @@
-"""A picture of calibration: whether a draft's certainty tells right from wrong.
+"""Reliability diagrams: whether the certainty of a draft predicts that it is right.
 
-Drafts of many policies are pooled, and most of them are of the same prompts: a prompt's drafts are
-drawn together for the intervals, or these would be of several times as many prompts as there are.
+Drafts of many policies are pooled, and most share their prompts. Intervals therefore resample
+prompts, not drafts, or they would be too narrow.
 """
 
 import math
@@ -31,13 +31,13 @@ def reliability(records: Sequence[Record]) -> Drawing:
         names.append(f"{task}, ECE {calibration_error(sure, right, _BINS):.2f}")
         order = np.argsort(sure, kind="stable")
         bins = np.array_split(order, max(1, min(_BINS, len(order) // _LEAST_IN_BIN)))
-        items = len({record.place[:2] for record in found})
+        items = len({record.pair_key[:2] for record in found})
         drawn.append((items, [_bin([found[one] for one in part]) for part in bins]))
     low_end = min(0.9, *(sure for _, bins in drawn for sure, _, _ in bins))
 
     def drawing(figure: Figure, theme: Theme) -> None:
         for axes, (items, bins) in zip(panels(figure, names, 4), drawn, strict=True):
-            axes.plot([0, 1], [0, 100], color=theme.ink, linestyle="--", linewidth=0.8, alpha=0.6)
+            axes.plot([0, 1], [0, 100], color=theme.text, linestyle="--", linewidth=0.8, alpha=0.6)
             for sure, share, (low, high) in bins:
                 bounds = [[100 * max(0.0, share - low)], [100 * max(0.0, high - share)]]
                 axes.errorbar(
@@ -58,7 +58,7 @@ def reliability(records: Sequence[Record]) -> Drawing:
 def _bin(records: Sequence[Record]) -> tuple[float, float, Interval]:
     """Mean certainty, the share of right drafts, and its interval."""
     right = [float(bool(record.was_right)) for record in records]
-    interval = share_interval([record.place[:2] for record in records], right)
+    interval = share_interval([record.pair_key[:2] for record in records], right)
     return float(np.mean([certainty(one) for one in records])), float(np.mean(right)), interval
 
 

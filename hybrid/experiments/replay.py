@@ -1,9 +1,9 @@
-"""How another policy would have done: its decisions, and what the arms that it takes have scored.
+"""What another policy would have answered, from recorded answers; no model runs.
 
-No model runs. For every recorded prompt the policy decides as it would have, with the latency
-model that the run had learned and the machine's pace at that moment: a tight budget allows less
-where the machine was slow. Then the recorded answer of the same settings is its answer, or one
-that can be worked out of another (`derive`). Settings that were never run are missing, and said.
+For every recorded prompt the policy decides with the latency model that the run had learned and the
+machine's pace at that moment: a tight budget allows less where the machine was slow. The recorded
+answer of the same settings is its answer, or one derived from another (`derive`). Settings that
+were never run are counted as missing.
 """
 
 import math
@@ -17,7 +17,7 @@ import numpy as np
 
 from hybrid.experiments.derive import find
 from hybrid.experiments.records import Record, settings_key
-from hybrid.experiments.runner import arm_settings, history_path, models_key
+from hybrid.experiments.runner import history_path, models_key, plan_settings
 from hybrid.experiments.statistics import Interval, share_interval
 from hybrid.experiments.summary import Results, read_results
 from hybrid.policies.history import History, cost_of_work
@@ -31,7 +31,7 @@ from hybrid.policies.signals import gather
 from hybrid.requests import make_request
 from hybrid.types import DraftParams, Plan, RefineMode
 
-Place = tuple[str, int, int, int]  # see `Record.place`
+PairKey = tuple[str, int, int, int]  # see `Record.pair_key`
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Replayed:
     worked out of others. `settings` are those of the missing plans, by label.
     """
 
-    places: Sequence[Place]
+    keys: Sequence[PairKey]
     scores: Sequence[float]
     seconds: Sequence[float]
     predicted: Sequence[float]
@@ -67,7 +67,7 @@ class Replayed:
     @property
     def interval(self) -> Interval:
         """Of the accuracy."""
-        return share_interval([place[:2] for place in self.places], self.scores)
+        return share_interval([key[:2] for key in self.keys], self.scores)
 
     def latency(self, share: float) -> float:
         """A quantile of the seconds."""
@@ -84,36 +84,37 @@ def replay_records(
     results: Results,
     records: Sequence[Record],
     policy: Policy,
-    paces: Mapping[Place, float] | None = None,
+    paces: Mapping[PairKey, float] | None = None,
 ) -> Replayed:
-    """A policy over these records' prompts and arms; `paces` are those of `find_paces`, if they are
-    known already.
+    """A policy over the prompts of these records.
+
+    `paces` are those of `find_paces`, if they are known already.
     """
     if paces is None:
         paces = find_paces(results, records)
-    by_place: dict[Place, dict[str, Record]] = defaultdict(dict)
+    by_pair: dict[PairKey, dict[str, Record]] = defaultdict(dict)
     for record in records:
         usable = record.settings is not None and record.finish_reason != "budget"
         if usable and record.score is not None and record.error is None:
             assert record.settings is not None
-            by_place[record.place].setdefault(settings_key(record.settings), record)
+            by_pair[record.pair_key].setdefault(settings_key(record.settings), record)
     latency = _latency(results, policy)
-    places, scores, seconds, predicted, qualities = [], [], [], [], []
+    keys, scores, seconds, predicted, qualities = [], [], [], [], []
     plans: Counter[str] = Counter()
     missing: Counter[str] = Counter()
     wanted: dict[str, Mapping[str, Any]] = {}
     late = derived = 0
-    for place, arms in by_place.items():
-        now = replace(latency, pace=paces.get(place, 1.0))
-        decision = decide(next(iter(arms.values())), policy, now)
+    for key, conditions in by_pair.items():
+        now = replace(latency, pace=paces.get(key, 1.0))
+        decision = decide(next(iter(conditions.values())), policy, now)
         plans[decision.label] += 1
-        settings = arm_settings(decision, policy)
-        found = find(arms, settings)
+        settings = plan_settings(decision, policy)
+        found = find(conditions, settings)
         if found is None or found.score is None:
             missing[decision.label] += 1
             wanted[decision.label] = settings
             continue
-        places.append(place)
+        keys.append(key)
         scores.append(found.score)
         seconds.append(found.seconds)
         predicted.append(decision.predicted.latency_p50_s)
@@ -121,11 +122,11 @@ def replay_records(
         late += decision.budget_s is not None and found.seconds > decision.budget_s
         derived += settings_key(found.settings or {}) != settings_key(settings)
     return Replayed(
-        places, scores, seconds, predicted, qualities, plans, missing, wanted, late, derived
+        keys, scores, seconds, predicted, qualities, plans, missing, wanted, late, derived
     )
 
 
-def find_paces(results: Results, records: Sequence[Record]) -> dict[Place, float]:
+def find_paces(results: Results, records: Sequence[Record]) -> dict[PairKey, float]:
     """The machine's pace when each of these was first made, followed as the planner does.
 
     A request's own pace is what it took over what its steps and tokens cost, relative to the median
@@ -148,9 +149,9 @@ def find_paces(results: Results, records: Sequence[Record]) -> dict[Place, float
         for mode, found in modes.items()
     }
     pace = Pace(different[0].started if different else 0.0)
-    paces: dict[Place, float] = {}
+    paces: dict[PairKey, float] = {}
     for record, log_pace in zip(different, logs, strict=True):
-        paces.setdefault(record.place, pace.at(record.started))
+        paces.setdefault(record.pair_key, pace.at(record.started))
         error = log_pace - usual[_kind(record)] + later[record.mode]
         pace.follow(error, record.started + record.seconds)
     return paces
@@ -220,7 +221,7 @@ def _latency(results: Results, policy: Policy) -> LatencyModel:
 
 
 def _costs(results: Results) -> dict[str, LatencyModel]:
-    return {key: costs_from_json(values) for key, values in results.about["costs"].items()}
+    return {key: costs_from_json(values) for key, values in results.manifest["costs"].items()}
 
 
 def _fullest(known: Mapping[str, LatencyModel]) -> str:

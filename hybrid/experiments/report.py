@@ -1,7 +1,7 @@
-"""One page about an experiment: what was compared, what came out, and how sure that is.
+"""One HTML page about an experiment: conditions, results and their uncertainty.
 
-The page holds its pictures and needs no network. Numbers come from `summary.json`, which is written
-beside it, and each of them from the records with that policy's name.
+The page contains its figures and needs no network. Its numbers come from `summary.json`, which is
+written beside it.
 """
 
 import base64
@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader
 from hybrid.errors import CheckpointError
 from hybrid.experiments.fit import fit
 from hybrid.experiments.pictures import ByTask, pictures
-from hybrid.experiments.rivals import against_presets
+from hybrid.experiments.preset_comparison import compare_with_presets
 from hybrid.experiments.summary import (
     Results,
     Summary,
@@ -40,11 +40,13 @@ def write_report(folder: Path) -> Path:
     results = read_results(folder)
     if not results.records:
         raise CheckpointError(str(folder), "has no records of this experiment; run it first")
-    summaries = {arm: summarise(arm, records) for arm, records in results.records.items()}
+    summaries = {
+        condition: summarise(condition, records) for condition, records in results.records.items()
+    }
     by_task = {
         task: {
-            arm: summarise(arm, found)
-            for arm, records in results.records.items()
+            condition: summarise(condition, found)
+            for condition, records in results.records.items()
             if (found := [record for record in records if record.task == task])
         }
         for task in results.tasks
@@ -52,24 +54,24 @@ def write_report(folder: Path) -> Path:
     compared = comparisons(results)
     aup = dict(_parallelism(results, summaries))
     summary = {
-        "policies": {arm: asdict(one) for arm, one in summaries.items()},
+        "policies": {condition: asdict(one) for condition, one in summaries.items()},
         "by_task": {
-            task: {arm: asdict(one) for arm, one in found.items()}
+            task: {condition: asdict(one) for condition, one in found.items()}
             for task, found in by_task.items()
         },
         "against_baseline": {
-            arm: {**asdict(one), "p_accuracy_holm": accuracy, "p_latency_holm": latency}
-            for arm, (one, accuracy, latency) in compared.items()
+            condition: {**asdict(one), "p_accuracy_holm": accuracy, "p_latency_holm": latency}
+            for condition, (one, accuracy, latency) in compared.items()
         },
         "aup": aup,
     }
     fitted: list[Table] = []
     with suppress(CheckpointError):  # not every experiment has what a policy is fitted to
         policy = fit(results)
-        rivals = against_presets(results, policy)
-        fitted = fitted_tables(policy, rivals)
+        presets = compare_with_presets(results, policy)
+        fitted = fitted_tables(policy, presets)
         summary["fitted"] = {
-            one.name: {**asdict(one), "verdict": one.verdict} for one in rivals.compared
+            one.name: {**asdict(one), "verdict": one.verdict} for one in presets.compared
         }
     tables = [*all_tables(results, summaries, compared, by_task, aup), *fitted]
     file = folder / "report.html"
@@ -103,13 +105,13 @@ def _page(
     shown: Sequence[Mapping[str, Any]],
     tables: Sequence[Table],
 ) -> str:
-    unjudged = [one.score_error for one in results.everything if one.score_error]
+    unscored = [one.score_error for one in results.everything if one.score_error]
     templates = Environment(loader=PackageLoader("hybrid.experiments", ""), autoescape=True)
     return templates.get_template("report.html.jinja").render(
-        about=results.about,
+        manifest=results.manifest,
         results=results,
-        unjudged=len(unjudged),
-        why=Counter(unjudged).most_common(1)[0][0] if unjudged else "",
+        unscored=len(unscored),
+        why=Counter(unscored).most_common(1)[0][0] if unscored else "",
         machines=[machine.removesuffix(" []") for machine in results.machines],
         pictures=shown,
         answers=[best_under([*summaries.values()]), fastest_above([*summaries.values()])],
@@ -120,9 +122,11 @@ def _page(
 
 def _parallelism(results: Results, summaries: Mapping[str, Summary]) -> Iterator[tuple[str, float]]:
     """AUP of every grid over denoising steps."""
-    for group, arms in results.groups().items():
-        if len(arms) > 1 and all(_STEPS in path for arm in arms for path in results.values(arm)):
-            found = [summaries[arm] for arm in arms if summaries[arm].count]
+    for group, conditions in results.groups().items():
+        if len(conditions) > 1 and all(
+            _STEPS in path for condition in conditions for path in results.values(condition)
+        ):
+            found = [summaries[condition] for condition in conditions if summaries[condition].count]
             if found:
                 points = [(one.tokens_per_forward, 100 * one.accuracy) for one in found]
                 yield group, area_under_parallelism(points)

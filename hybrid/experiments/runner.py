@@ -1,8 +1,8 @@
-"""Running an experiment: every policy on every item, what is recorded already left out.
+"""Running an experiment: every policy on every item, except what is recorded already.
 
-Policies take turns item by item, so that whatever else the machine does slows all of them alike,
-and tasks take turns too, so that a run that is stopped early has seen all of them. Policies with
-the same models share them, and what is learned of their latency.
+Policies alternate item by item, so that a disturbance of the machine slows all of them alike, and
+tasks alternate too, so that a run that is stopped early has records of all of them. Policies with
+the same models share them and their latency model.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from typing import Any
 
 from hybrid.backends import Models, load_models
 from hybrid.deadline import CancelFlag
-from hybrid.experiments.arms import Arm
+from hybrid.experiments.conditions import Condition
 from hybrid.experiments.definition import Load
 from hybrid.experiments.items import Item
 from hybrid.experiments.records import Record, Recorder, request_key
@@ -32,29 +32,17 @@ from hybrid.policies.history import History
 from hybrid.policies.measurements import costs_from_json, hardware
 from hybrid.policies.schema import ModelSection, Policy
 from hybrid.requests import make_request
-from hybrid.types import Message, Plan, RefineMode, Request, Result
+from hybrid.types import Message, Plan, Request, Result
 
-_THRESHOLDS = ("scorer", "min_mean_logprob", "min_token_logprob")
-_MATTERS: Mapping[RefineMode, tuple[str, ...]] = {  # to the answer, of the refine settings
-    "none": (),
-    "score": (),
-    "best_of": ("scorer", "drafts"),
-    "repair": ("scorer", "min_token_logprob", "repair_with"),
-    "guide": ("min_token_logprob", "guide_every"),
-    "cascade": (*_THRESHOLDS, "temperature"),
-    "verify": ("temperature",),
-    "rewrite": ("temperature",),
-    "generate": ("temperature",),
-}
 _SEEDS_APART, _MOST_AT_ONCE = 1_000_003, 256
 LoadModels = Callable[..., Models]
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One request to be made."""
+class Trial:
+    """One request to be made: an item under a condition, with a seed."""
 
-    arm: Arm
+    condition: Condition
     item: Item
     seed: int
     repeat: int
@@ -64,7 +52,7 @@ class Cell:
         """See `request_key`."""
         item = self.item
         asked = item.prompt, item.task, item.reference, item.scorer
-        return request_key(self.arm.digest, *asked, self.seed, self.repeat)
+        return request_key(self.condition.digest, *asked, self.seed, self.repeat)
 
     @property
     def request(self) -> Request:
@@ -73,27 +61,27 @@ class Cell:
         The task is named to policies that know it.
         """
         item = self.item
-        task = item.task if item.task in self.arm.policy.tasks else None
+        task = item.task if item.task in self.condition.policy.tasks else None
         seed = self.seed * _SEEDS_APART + item.number
         return make_request(item.prompt, {"task": task, "seed": seed})
 
 
-def list_cells(
-    arms: Sequence[Arm], items: Sequence[Item], seeds: Sequence[int], repeats: int
-) -> list[Cell]:
-    """Every request: item by item the policies, those that say the same once; tasks take turns."""
-    different = list({arm.digest: arm for arm in arms}.values())
+def list_trials(
+    conditions: Sequence[Condition], items: Sequence[Item], seeds: Sequence[int], repeats: int
+) -> list[Trial]:
+    """Every request: item by item all policies, equal ones once; tasks alternate."""
+    different = list({condition.digest: condition for condition in conditions}.values())
     rounds = ((seed, repeat) for repeat in range(repeats) for seed in seeds)
     return [
-        Cell(arm, item, seed, repeat)
+        Trial(condition, item, seed, repeat)
         for seed, repeat in rounds
         for item in sorted(items, key=lambda item: item.number)
-        for arm in different
+        for condition in different
     ]
 
 
-class Bench:
-    """The models of an experiment's policies, and a pipeline for each policy.
+class Pipelines:
+    """A pipeline for each policy of an experiment, and the models that they share.
 
     `folder` keeps what is learned of latency; `costs` are those of an earlier run there, by
     `models_key`, so that it goes on from where that one was.
@@ -110,32 +98,32 @@ class Bench:
         self._pipelines: dict[str, Pipeline] = {}
         self._models: dict[str, tuple[Models, History]] = {}
 
-    def pipeline(self, arm: Arm) -> Pipeline:
+    def pipeline(self, condition: Condition) -> Pipeline:
         """The policy's, loading its models the first time; not to be asked first by two threads."""
-        if arm.digest not in self._pipelines:
-            key = models_key(arm.policy)
+        if condition.digest not in self._pipelines:
+            key = models_key(condition.policy)
             if key not in self._models:
-                chosen = arm.policy.models
+                chosen = condition.policy.models
                 models = self._load(chosen.drafter, chosen.refiner)
-                measured = load_or_measure(arm.policy, models.drafter, models.refiner).costs
+                measured = load_or_measure(condition.policy, models.drafter, models.refiner).costs
                 costs = self.costs.setdefault(key, measured)
                 file = history_path(self._folder, key) if self._folder else None
                 self._models[key] = models, History(costs, file)
             models, history = self._models[key]
-            made = Pipeline(arm.policy, models, self.costs[key], history=history)
-            self._pipelines[arm.digest] = made
-        return self._pipelines[arm.digest]
+            made = Pipeline(condition.policy, models, self.costs[key], history=history)
+            self._pipelines[condition.digest] = made
+        return self._pipelines[condition.digest]
 
     def save(self) -> None:
         """Keep what was learned of latency."""
         for _, history in self._models.values():
             history.save()
 
-    def predicted_s(self, cells: Sequence[Cell]) -> float:
+    def predicted_s(self, trials: Sequence[Trial]) -> float:
         """Seconds that the requests will take, one at a time, by their plans' medians."""
         total = 0.0
-        for cell in cells:
-            plan = self.pipeline(cell.arm).plan(cell.request)[1]
+        for trial in trials:
+            plan = self.pipeline(trial.condition).plan(trial.request)[1]
             total += plan.predicted.latency_p50_s
         return total
 
@@ -150,9 +138,9 @@ def history_path(folder: Path, key: str) -> Path:
     return folder / f"latency-{key}.json"
 
 
-def run_cells(
-    cells: Sequence[Cell],
-    bench: Bench,
+def run_trials(
+    trials: Sequence[Trial],
+    pipelines: Pipelines,
     recorder: Recorder,
     load: Load,
     done: Callable[[Record], None] = lambda record: None,
@@ -161,17 +149,17 @@ def run_cells(
 
     Every policy first answers one that is not recorded, because the first is slower. Interrupted,
     it waits for nothing: what is not recorded is made by the next run, and so is what ended with an
-    error or could not be judged.
+    error or could not be scored.
     """
-    for cell in {cell.arm.digest: cell for cell in cells}.values():
-        answer(bench.pipeline(cell.arm), cell)
+    for trial in {trial.condition.digest: trial for trial in trials}.values():
+        answer(pipelines.pipeline(trial.condition), trial)
     stop, writing = CancelFlag(), threading.Lock()
     # Python's own waiting for futures may be interrupted with a lock held that workers then need
     finished: SimpleQueue[BaseException | None] = SimpleQueue()
 
-    def work(cell: Cell) -> None:
+    def work(trial: Trial) -> None:
         try:
-            record = answer(bench.pipeline(cell.arm), cell, stop)
+            record = answer(pipelines.pipeline(trial.condition), trial, stop)
             with writing:
                 if not stop.is_set():
                     recorder.add(record)
@@ -185,8 +173,8 @@ def run_cells(
     pool = ThreadPoolExecutor(workers, "hybrid-experiment")
     in_flight = 0
     try:
-        for cell in _arrivals(cells, load):
-            pool.submit(work, cell)
+        for trial in _arrivals(trials, load):
+            pool.submit(work, trial)
             in_flight += 1
             if in_flight >= 2 * workers:
                 _raise(finished.get())
@@ -196,7 +184,7 @@ def run_cells(
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
-        bench.save()
+        pipelines.save()
 
 
 def _raise(error: BaseException | None) -> None:
@@ -204,17 +192,17 @@ def _raise(error: BaseException | None) -> None:
         raise error
 
 
-def answer(pipeline: Pipeline, cell: Cell, cancelled: CancelFlag | None = None) -> Record:
-    """One request under one policy, judged."""
-    item, arm = cell.item, cell.arm
+def answer(pipeline: Pipeline, trial: Trial, cancelled: CancelFlag | None = None) -> Record:
+    """One request under one policy, answered and scored."""
+    item, condition = trial.item, trial.condition
     empty = Record(
-        key=cell.key,
-        arm=arm.name,
-        policy=arm.digest,
+        key=trial.key,
+        condition=condition.name,
+        policy=condition.digest,
         task=item.task,
         item=item.number,
-        seed=cell.seed,
-        repeat=cell.repeat,
+        seed=trial.seed,
+        repeat=trial.repeat,
         prompt=item.prompt,
         reference=item.reference,
         scorer=item.scorer,
@@ -223,10 +211,10 @@ def answer(pipeline: Pipeline, cell: Cell, cancelled: CancelFlag | None = None) 
         canvas_length=pipeline.models.drafter.canvas_length if pipeline.models.drafter else 0,
     )
     try:
-        result = pipeline.answer(cell.request, lambda event: None, cancelled)
+        result = pipeline.answer(trial.request, lambda event: None, cancelled)
     except Exception as error:  # a backend may raise anything; the others' requests go on
         return replace(empty, error=f"{type(error).__name__}: {error}")
-    return _judge(_fill(empty, result, arm.policy), item, result, pipeline)
+    return _score(_fill(empty, result, condition.policy), item, result, pipeline)
 
 
 @cache
@@ -237,7 +225,7 @@ def _machine() -> str:
 def _fill(record: Record, result: Result, policy: Policy) -> Record:
     plan, timing, draft = result.plan, result.timing, result.draft
     verdict, refinement = result.verdict, result.refinement
-    judged = verdict if verdict is not None and math.isfinite(verdict.min_logprob) else None
+    scored = verdict if verdict is not None and math.isfinite(verdict.min_logprob) else None
     return replace(
         record,
         text=result.text,
@@ -249,9 +237,9 @@ def _fill(record: Record, result: Result, policy: Policy) -> Record:
         predicted_p95_s=timing.predicted_p95_s,
         budget_s=timing.budget_s,
         label=plan.label,
-        cap=plan.draft.max_denoising_steps if plan.draft else None,
+        max_steps=plan.draft.max_denoising_steps if plan.draft else None,
         mode=plan.refine.mode,
-        settings=arm_settings(plan, policy),
+        settings=plan_settings(plan, policy),
         rule=plan.rule,
         finish_reason=result.finish_reason,
         tokens=len(result.token_ids),
@@ -264,20 +252,20 @@ def _fill(record: Record, result: Result, policy: Policy) -> Record:
         canvases=tuple((c.steps, c.converged, c.mean_entropy) for c in draft.canvases)
         if draft
         else (),
-        is_whole=draft.finish_reason == "stop" if draft else None,
-        mean_logprob=judged.mean_logprob if judged else None,
-        least_logprob=judged.min_logprob if judged else None,
+        is_complete=draft.finish_reason == "stop" if draft else None,
+        mean_logprob=scored.mean_logprob if scored else None,
+        min_logprob=scored.min_logprob if scored else None,
         notes=result.notes,
     )
 
 
-def arm_settings(plan: Plan, policy: Policy) -> dict[str, Any]:
-    """All of a plan that decides its answer: equal settings, equal answers for the same seed."""
+def plan_settings(plan: Plan, policy: Policy) -> dict[str, Any]:
+    """All of a plan that decides its answer: equal settings give equal answers for a seed."""
     mode, models = MODES[plan.refine.mode], policy.models
     reads_refiner = mode.needs_refiner or (
         mode.cost.reads == "scorer" and plan.refine.scorer == "refiner"
     )
-    refine = {name: getattr(plan.refine, name) for name in _MATTERS[plan.refine.mode]}
+    refine = {name: getattr(plan.refine, name) for name in mode.settings}
     drafter, refiner = models.drafter, models.refiner
     return {
         "draft": asdict(plan.draft) if plan.draft else None,
@@ -289,13 +277,13 @@ def arm_settings(plan: Plan, policy: Policy) -> dict[str, Any]:
 
 
 def _arithmetic(model: ModelSection) -> list[str]:
-    """What decides a model's numbers, as far as a policy does."""
+    """What of a model's section decides its numbers."""
     rounded = [model.activations] if model.activations != "float" else []
     return [model.backend, model.model, *rounded]
 
 
-def _judge(record: Record, item: Item, result: Result, pipeline: Pipeline) -> Record:
-    """With scores of answer and draft, or what the scorer raised."""
+def _score(record: Record, item: Item, result: Result, pipeline: Pipeline) -> Record:
+    """The record with scores of answer and draft, or with what the scorer raised."""
     try:
         if item.scorer == LIKELIHOOD:
             return replace(record, score=_likelihood(pipeline, item.prompt, result.token_ids))
@@ -325,11 +313,11 @@ def _likelihood(pipeline: Pipeline, prompt: str, token_ids: Sequence[int]) -> fl
     return math.exp(sum(logprobs) / len(logprobs))
 
 
-def _arrivals(cells: Sequence[Cell], load: Load) -> Iterator[Cell]:
-    """The cells, each when its time has come; a Poisson stream is the same every time."""
+def _arrivals(trials: Sequence[Trial], load: Load) -> Iterator[Trial]:
+    """The trials, each at its arrival time; a Poisson stream is the same every time."""
     rng, due = random.Random(0), time.monotonic()
-    for cell in cells:
+    for trial in trials:
         if load.rate is not None:
             due += rng.expovariate(load.rate)
             time.sleep(max(0.0, due - time.monotonic()))
-        yield cell
+        yield trial

@@ -1,7 +1,7 @@
-"""How an answer is judged against its reference: 1 is right, 0 is wrong, some are in between.
+"""Scorers compare an answer with its reference: 1 is right, 0 is wrong, some are in between.
 
-A scorer that raises has not said that the answer is wrong: the record says what it raised, and the
-item counts for nothing.
+A scorer that raises has not found the answer wrong: the record has the error, and the answer is
+left out of all results.
 """
 
 import json

@@ -125,11 +125,11 @@ def wilcoxon(first: Values, second: Values) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for their number (Holm 1979): at most `level` of all families err."""
     count = len(p_values)
-    order = sorted(range(count), key=lambda place: p_values[place])
+    order = sorted(range(count), key=lambda index: p_values[index])
     corrected, most = [0.0] * count, 0.0
-    for rank, place in enumerate(order):
-        most = max(most, min(1.0, (count - rank) * p_values[place]))
-        corrected[place] = most
+    for rank, index in enumerate(order):
+        most = max(most, min(1.0, (count - rank) * p_values[index]))
+        corrected[index] = most
     return corrected
 
 

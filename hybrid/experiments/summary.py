@@ -1,6 +1,6 @@
-"""What an experiment's records come to: quality, latency and diffusion metrics of every policy.
+"""Quality, latency and diffusion metrics of every policy, computed from an experiment's records.
 
-Answers that a scorer could not judge count for nothing, requests that failed count as wrong.
+Answers that a scorer could not score are left out; requests that failed count as wrong.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 
 from hybrid import __version__
 from hybrid.experiments.derive import with_plain_drafts
-from hybrid.experiments.records import Record, read_about, read_records
+from hybrid.experiments.records import Record, read_manifest, read_records
 from hybrid.experiments.statistics import (
     Comparison,
     Interval,
@@ -37,7 +37,7 @@ class Summary:
     right answer.
     """
 
-    arm: str
+    condition: str
     count: int
     accuracy: float
     accuracy_interval: Interval
@@ -58,11 +58,11 @@ class Summary:
     kept_wrong: int
     seconds_per_right: float
     failed: int
-    unjudged: int
+    unscored: int
 
     @property
     def is_known(self) -> bool:
-        """Whether anything was answered and judged; if not, most numbers are nan."""
+        """Whether anything was answered and scored; if not, most numbers are nan."""
         return self.count > self.failed and math.isfinite(self.p50_s)
 
 
@@ -75,7 +75,7 @@ class Results:
     """
 
     folder: Path
-    about: Mapping[str, Any]
+    manifest: Mapping[str, Any]
     records: Mapping[str, Sequence[Record]]
     of_other_versions: int
     outdated: int
@@ -95,42 +95,44 @@ class Results:
         """Tasks in the order of the records."""
         return list(dict.fromkeys(record.task for record in self.everything))
 
-    def values(self, arm: str) -> Mapping[str, Any]:
+    def values(self, condition: str) -> Mapping[str, Any]:
         """What the grid set in a policy."""
-        found = next(one for one in self.about["arms"] if one["name"] == arm)
+        found = next(one for one in self.manifest["conditions"] if one["name"] == condition)
         values: Mapping[str, Any] = found["values"]
         return values
 
     def groups(self) -> dict[str, list[str]]:
         """Policies by the name that they have in the file."""
         found: dict[str, list[str]] = defaultdict(list)
-        for arm in self.about["arms"]:
-            if arm["name"] in self.records:
-                found[arm["group"]].append(arm["name"])
+        for condition in self.manifest["conditions"]:
+            if condition["name"] in self.records:
+                found[condition["group"]].append(condition["name"])
         return dict(found)
 
 
 def read_results(folder: Path) -> Results:
     """Everything recorded in a folder by this version; policies that say the same share records."""
-    about, records = read_about(folder), read_records(folder)
+    manifest, records = read_manifest(folder), read_records(folder)
     names_by_digest: dict[str, list[str]] = defaultdict(list)
-    for arm in about["arms"]:
-        names_by_digest[arm["digest"]].append(arm["name"])
-    by_arm: dict[str, list[Record]] = {arm["name"]: [] for arm in about["arms"]}
+    for condition in manifest["conditions"]:
+        names_by_digest[condition["digest"]].append(condition["name"])
+    by_condition: dict[str, list[Record]] = {
+        condition["name"]: [] for condition in manifest["conditions"]
+    }
     current = [record for record in records if record.version == __version__]
-    known = with_plain_drafts([record for record in current if _is_asked_for(record, about)])
+    known = with_plain_drafts([record for record in current if _is_asked_for(record, manifest)])
     for record in known:
         for name in names_by_digest[record.policy]:
-            by_arm[name].append(record)
-    found = {name: kept for name, kept in by_arm.items() if kept}
-    return Results(folder, about, found, len(records) - len(current), len(current) - len(known))
+            by_condition[name].append(record)
+    found = {name: kept for name, kept in by_condition.items() if kept}
+    return Results(folder, manifest, found, len(records) - len(current), len(current) - len(known))
 
 
-def _is_asked_for(record: Record, about: Mapping[str, Any]) -> bool:
+def _is_asked_for(record: Record, manifest: Mapping[str, Any]) -> bool:
     """Whether the experiment as it is now would make this request."""
-    items, wanted = about["items"].get(record.task, ()), about["experiment"]
+    items, wanted = manifest["items"].get(record.task, ()), manifest["experiment"]
     return (
-        any(arm["digest"] == record.policy for arm in about["arms"])
+        any(condition["digest"] == record.policy for condition in manifest["conditions"])
         and record.item < len(items)
         and items[record.item] == record.item_digest
         and record.seed in wanted["seeds"]
@@ -138,10 +140,10 @@ def _is_asked_for(record: Record, about: Mapping[str, Any]) -> bool:
     )
 
 
-def summarise(arm: str, records: Sequence[Record]) -> Summary:
-    """One policy's numbers."""
-    judged = [record for record in records if record.score is not None or record.error]
-    scores = [record.score or 0.0 for record in judged]
+def summarise(condition: str, records: Sequence[Record]) -> Summary:
+    """The metrics of one policy."""
+    scored = [record for record in records if record.score is not None or record.error]
+    scores = [record.score or 0.0 for record in scored]
     answered = [record for record in records if not record.error]
     seconds = [record.seconds for record in answered]
     drafts = [record for record in answered if record.canvases]
@@ -149,13 +151,13 @@ def summarise(arm: str, records: Sequence[Record]) -> Summary:
     pairs = [(record.was_right, record.is_right) for record in drafts if record.score is not None]
     forwards = sum(record.steps + record.passes for record in answered)
     positions = sum(len(record.canvases) * record.canvas_length for record in drafts)
-    asked = [record.place[:2] for record in answered]
+    asked = [record.pair_key[:2] for record in answered]
     right = sum(score >= 1 for score in scores)
     return Summary(
-        arm=arm,
-        count=len(judged),
+        condition=condition,
+        count=len(scored),
         accuracy=_mean(scores),
-        accuracy_interval=share_interval([record.place[:2] for record in judged], scores),
+        accuracy_interval=share_interval([record.pair_key[:2] for record in scored], scores),
         p50_s=_quantile(seconds, 0.5),
         p50_interval=bootstrap_quantile(seconds, 0.5, asked),
         p95_s=_quantile(seconds, 0.95),
@@ -173,25 +175,27 @@ def summarise(arm: str, records: Sequence[Record]) -> Summary:
         kept_wrong=pairs.count((False, False)),
         seconds_per_right=sum(seconds) / right if right else math.inf,
         failed=len(records) - len(answered),
-        unjudged=len(records) - len(judged),
+        unscored=len(records) - len(scored),
     )
 
 
 def comparisons(results: Results) -> dict[str, tuple[Comparison, float, float]]:
     """Every policy against the baseline; the p-values of accuracy and latency corrected by Holm."""
-    base = {record.place: record for record in results.records.get(results.about["baseline"], ())}
+    base = {
+        record.pair_key: record for record in results.records.get(results.manifest["baseline"], ())
+    }
     found: dict[str, Comparison] = {}
-    for arm, records in results.records.items():
+    for condition, records in results.records.items():
         pairs = [
-            (record, base[record.place])
+            (record, base[record.pair_key])
             for record in records
-            if record.place in base and record.score is not None
+            if record.pair_key in base and record.score is not None
         ]
         pairs = [pair for pair in pairs if pair[1].score is not None]
-        if arm == results.about["baseline"] or len(pairs) < 2:
+        if condition == results.manifest["baseline"] or len(pairs) < 2:
             continue
-        found[arm] = compare(
-            [record.place[:2] for record, _ in pairs],
+        found[condition] = compare(
+            [record.pair_key[:2] for record, _ in pairs],
             [record.score or 0.0 for record, _ in pairs],
             [record.seconds for record, _ in pairs],
             [other.score or 0.0 for _, other in pairs],
@@ -200,18 +204,18 @@ def comparisons(results: Results) -> dict[str, tuple[Comparison, float, float]]:
     accuracy = holm([one.p_accuracy for one in found.values()])
     latency = holm([one.p_latency for one in found.values()])
     return {
-        arm: (one, accuracy[place], latency[place])
-        for place, (arm, one) in enumerate(found.items())
+        condition: (one, accuracy[index], latency[index])
+        for index, (condition, one) in enumerate(found.items())
     }
 
 
 def pareto(summaries: Sequence[Summary]) -> list[Summary]:
     """Policies that no other beats in both accuracy and median latency, the fastest first; those of
-    which nothing could be judged are left out.
+    which nothing could be scored are left out.
     """
     front: list[Summary] = []
-    judged = [one for one in summaries if one.is_known]
-    for one in sorted(judged, key=lambda summary: (summary.p50_s, -summary.accuracy)):
+    known = [one for one in summaries if one.is_known]
+    for one in sorted(known, key=lambda summary: (summary.p50_s, -summary.accuracy)):
         if not front or one.accuracy > front[-1].accuracy:
             front.append(one)
     return front

@@ -1,6 +1,6 @@
-"""The tables of a report: what every policy came to, and which is best for what.
+"""The tables of a report: metrics of every policy, and the best policies under a constraint.
 
-Rows are dictionaries from column to text; a column that no row has anything for is left out.
+Rows map a column's name to text; a column without any value is left out.
 """
 
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hybrid.deadline import format_duration
 from hybrid.experiments.fit import Fitted
-from hybrid.experiments.rivals import Rival, Rivals
+from hybrid.experiments.preset_comparison import PresetComparison, PresetComparisons
 from hybrid.experiments.statistics import Comparison
 from hybrid.experiments.summary import Results, Summary, pareto
 
@@ -38,13 +38,17 @@ def best_under(summaries: Sequence[Summary]) -> Table:
     """The most accurate policy whose p95 is below a limit; limits that change nothing left out."""
     rows: list[Row] = []
     best: Summary | None = None
-    judged = [one for one in summaries if one.is_known]
-    for limit in sorted({_round_up(one.p95_s) for one in judged}):
-        within = [one for one in judged if one.p95_s <= limit]
+    scored = [one for one in summaries if one.is_known]
+    for limit in sorted({_round_up(one.p95_s) for one in scored}):
+        within = [one for one in scored if one.p95_s <= limit]
         found = max(within, key=lambda one: (one.accuracy, -one.p50_s))
         if found != best:
             rows.append(
-                {"p95 below": format_duration(limit), "policy": found.arm, "right": _share(found)}
+                {
+                    "p95 below": format_duration(limit),
+                    "policy": found.condition,
+                    "right": _share(found),
+                }
             )
         best = found
     return Table("Best policy below a latency", "", rows)
@@ -60,7 +64,7 @@ def fastest_above(summaries: Sequence[Summary]) -> Table:
             rows.append(
                 {
                     "right at least": f"{100 * quality:.0f} %",
-                    "policy": best.arm,
+                    "policy": best.condition,
                     "p50": _time(best.p50_s, best.p50_interval),
                 }
             )
@@ -83,12 +87,12 @@ def all_tables(
     )
     if compared:
         yield Table(
-            f"Against {results.about['baseline']}",
+            f"Against {results.manifest['baseline']}",
             "Paired, item by item. Gained and lost: items that are right under this policy and "
             "wrong under the baseline, and the reverse. p-values are corrected for the number of "
             "policies. p (latency) ranks requests and does not weigh them: where a few are far "
             "slower, it may be large although the mean is another.",
-            [_against(arm, *found) for arm, found in compared.items()],
+            [_against(condition, *found) for condition, found in compared.items()],
         )
     yield Table(
         "Drafting and refining",
@@ -104,20 +108,20 @@ def all_tables(
         "",
         [
             {
-                "policy": arm,
+                "policy": condition,
                 **{
-                    task: f"{100 * found[arm].accuracy:.0f}"
-                    if arm in found and found[arm].count
+                    task: f"{100 * found[condition].accuracy:.0f}"
+                    if condition in found and found[condition].count
                     else _NONE
                     for task, found in by_task.items()
                 },
             }
-            for arm in summaries
+            for condition in summaries
         ],
     )
 
 
-def fitted_tables(fitted: Fitted, rivals: Rivals) -> list[Table]:
+def fitted_tables(fitted: Fitted, presets: PresetComparisons) -> list[Table]:
     """What was chosen for every task, and how that does on the other half of the items."""
     chosen = [{"task": task, "plans": reason} for task, reason in fitted.reasons.items()]
     return [
@@ -136,13 +140,13 @@ def fitted_tables(fitted: Fitted, rivals: Rivals) -> list[Table]:
             "its p95 was within the preset's; both p95 here are as they came out. Differences are "
             "paired, item by item; their intervals and the ratio's are of 95 %, each preset for "
             "itself.",
-            [_rival(one) for one in rivals.compared],
-            rivals.verdicts,
+            [_preset_row(one) for one in presets.compared],
+            presets.verdicts,
         ),
     ]
 
 
-def _rival(one: Rival) -> Row:
+def _preset_row(one: PresetComparison) -> Row:
     low, high = (100 * bound for bound in one.found.difference_interval)
     short, long = one.ratio_interval
     return {
@@ -163,9 +167,9 @@ def _rival(one: Rival) -> Row:
 def _quality(one: Summary, results: Results) -> Row:
     requests = str(one.count)
     requests += f", {one.failed} failed" if one.failed else ""
-    requests += f", {one.unjudged} not judged" if one.unjudged else ""
+    requests += f", {one.unscored} not scored" if one.unscored else ""
     return {
-        "policy": one.arm,
+        "policy": one.condition,
         "requests": requests,
         "right": _share(one),
         "p50": _time(one.p50_s, one.p50_interval),
@@ -174,15 +178,17 @@ def _quality(one: Summary, results: Results) -> Row:
         "time a right answer": format_duration(one.seconds_per_right)
         if math.isfinite(one.seconds_per_right)
         else "never",
-        "records": next(a["digest"] for a in results.about["arms"] if a["name"] == one.arm)[:8],
+        "records": next(
+            a["digest"] for a in results.manifest["conditions"] if a["name"] == one.condition
+        )[:8],
     }
 
 
-def _against(arm: str, found: Comparison, p_accuracy: float, p_latency: float) -> Row:
+def _against(condition: str, found: Comparison, p_accuracy: float, p_latency: float) -> Row:
     low, high = found.difference_interval
     slow, fast = found.speedup_interval
     return {
-        "policy": arm,
+        "policy": condition,
         "pairs": str(found.pairs),
         "difference, points": (
             f"{100 * found.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
@@ -198,7 +204,7 @@ def _against(arm: str, found: Comparison, p_accuracy: float, p_latency: float) -
 def _drafting(one: Summary) -> Row:
     drafts = one.fixes + one.harms + one.kept_right + one.kept_wrong
     return {
-        "policy": one.arm,
+        "policy": one.condition,
         "steps a canvas": _number(one.steps_per_canvas),
         "converged": _per_cent(one.converged),
         "entropy": _number(one.entropy, 3),

@@ -1,7 +1,7 @@
-"""Inks, fonts and files of a report's pictures: each is drawn for a light and for a dark page.
+"""Colours, fonts and files of a report's figures: each is drawn for a light and for a dark page.
 
-The colours are told apart with any colour vision (after Okabe and Ito), brighter on dark paper;
-where points of several policies meet, their markers differ as well.
+The colours are distinguishable with any colour vision (after Okabe and Ito) and brighter on a dark
+background. Series also differ by marker.
 """
 
 from collections.abc import Callable
@@ -25,53 +25,53 @@ MARKERS = "osD^vPX*"
 
 @dataclass(frozen=True, slots=True)
 class Theme:
-    """Inks of a page; `colours` are for series, in order."""
+    """Colours of a page; `colours` are for series, in order."""
 
     name: str
-    paper: str
-    ink: str
-    faint: str
+    background: str
+    text: str
+    grid: str
     colours: tuple[str, ...]
 
     @property
-    def good(self) -> str:
-        """What refining has mended."""
+    def improved(self) -> str:
+        """For wrong drafts that refining made right."""
         return self.colours[2]
 
     @property
-    def bad(self) -> str:
-        """What refining has broken."""
+    def worsened(self) -> str:
+        """For right drafts that refining made wrong."""
         return self.colours[1]
 
-    def series(self, place: int) -> tuple[str, str]:
+    def series(self, index: int) -> tuple[str, str]:
         """Colour and marker of a series."""
-        return self.colours[place % len(self.colours)], MARKERS[place % len(MARKERS)]
+        return self.colours[index % len(self.colours)], MARKERS[index % len(MARKERS)]
 
     def on(self, colour: Any) -> str:
-        """Ink or paper, whichever is easier to read on a colour (contrast as in WCAG 2)."""
+        """Text or background colour, whichever has more contrast on a colour (as in WCAG 2)."""
         ground = _luminance(colour) + 0.05
 
         def contrast(text: str) -> float:
             bright = _luminance(text) + 0.05
             return max(ground, bright) / min(ground, bright)
 
-        return max((self.ink, self.paper), key=contrast)
+        return max((self.text, self.background), key=contrast)
 
     def settings(self) -> Any:
         """For matplotlib."""
         return {
-            "figure.facecolor": self.paper,
-            "axes.facecolor": self.paper,
-            "savefig.facecolor": self.paper,
-            "text.color": self.ink,
-            "axes.labelcolor": self.ink,
-            "axes.edgecolor": self.faint,
+            "figure.facecolor": self.background,
+            "axes.facecolor": self.background,
+            "savefig.facecolor": self.background,
+            "text.color": self.text,
+            "axes.labelcolor": self.text,
+            "axes.edgecolor": self.grid,
             "axes.prop_cycle": cycler(color=self.colours),
-            "xtick.color": self.faint,
-            "ytick.color": self.faint,
-            "xtick.labelcolor": self.ink,
-            "ytick.labelcolor": self.ink,
-            "grid.color": self.faint,
+            "xtick.color": self.grid,
+            "ytick.color": self.grid,
+            "xtick.labelcolor": self.text,
+            "ytick.labelcolor": self.text,
+            "grid.color": self.grid,
             "grid.alpha": 0.3,
             "grid.linewidth": 0.6,
             "axes.grid": True,

@@ -9,12 +9,12 @@ import pytest
 from hybrid.backends import Models
 from hybrid.cli import main
 from hybrid.drafters.scripted import ScriptedDrafter
-from hybrid.experiments.about import describe
-from hybrid.experiments.arms import list_arms
+from hybrid.experiments.conditions import list_conditions
 from hybrid.experiments.definition import Load, parse_experiment
 from hybrid.experiments.items import list_items
-from hybrid.experiments.records import read_about, recording
-from hybrid.experiments.runner import Bench, list_cells, run_cells
+from hybrid.experiments.manifest import build_manifest
+from hybrid.experiments.records import read_manifest, recording
+from hybrid.experiments.runner import Pipelines, list_trials, run_trials
 from hybrid.refiners.scripted import ScriptedRefiner
 
 TEXT = """
@@ -29,9 +29,9 @@ policies:
   refiner: {inline: {defaults: {refine: {mode: generate}}}}
 baseline: refiner
 """
-ARMS = """
+SMALL_GRID = """
 version: 1
-name: arms
+name: conditions
 tasks: {embedded: [list, question, add], items: 30}
 policies:
   draft:
@@ -72,28 +72,30 @@ def run_small(folder: Path) -> Callable[..., Path]:
 
     def run(text: str = TEXT, out: str = "out", load: Load | None = None) -> Path:
         experiment, document = parse_experiment(text, "small.yaml")
-        arms = list_arms(experiment, document, folder)
+        conditions = list_conditions(experiment, document, folder)
         items = list_items(experiment.tasks, folder)
-        cells = list_cells(arms, items, experiment.seeds, experiment.repeats)
+        trials = list_trials(conditions, items, experiment.seeds, experiment.repeats)
         where = folder / out
-        before = read_about(where) if (where / "experiment.json").is_file() else {}
-        bench = Bench(where, before.get("costs"), scripted_models)
-        for arm in arms:
-            bench.pipeline(arm)
-        about = describe(experiment, text, arms, items, bench.costs)
-        with recording(where, about) as recorder:
-            run_cells(cells, bench, recorder, load or experiment.load)
+        before = read_manifest(where) if (where / "experiment.json").is_file() else {}
+        pipelines = Pipelines(where, before.get("costs"), scripted_models)
+        for condition in conditions:
+            pipelines.pipeline(condition)
+        manifest = build_manifest(experiment, text, conditions, items, pipelines.costs)
+        with recording(where, manifest) as recorder:
+            run_trials(trials, pipelines, recorder, load or experiment.load)
         return where
 
     return run
 
 
 @pytest.fixture(scope="session")
-def arms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded pair under every arm, run by the command."""
-    folder = tmp_path_factory.mktemp("arms")
-    (folder / "arms.yaml").write_text(ARMS)
+def conditions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded pair under every condition, run by the command."""
+    folder = tmp_path_factory.mktemp("conditions")
+    (folder / "conditions.yaml").write_text(SMALL_GRID)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        assert main(["experiment", "run", str(folder / "arms.yaml"), "--out", str(folder)]) == 0
+        assert (
+            main(["experiment", "run", str(folder / "conditions.yaml"), "--out", str(folder)]) == 0
+        )
     return folder

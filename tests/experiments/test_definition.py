@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hybrid.errors import PolicyError, RequestError
-from hybrid.experiments.arms import list_arms
+from hybrid.experiments.conditions import list_conditions
 from hybrid.experiments.definition import load_experiment, parse_experiment
 from hybrid.experiments.items import list_items
 from tests.experiments.conftest import TEXT
@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[2]
 def problems(text: str, folder: Path = Path()) -> list[str]:
     with pytest.raises(PolicyError) as caught:
         experiment, document = parse_experiment(text, "x.yaml")
-        list_arms(experiment, document, folder)
+        list_conditions(experiment, document, folder)
     return [str(problem) for problem in caught.value.problems]
 
 
 @pytest.mark.parametrize("name", ["frontier", "curves"])
 def test_the_examples_are_valid(name: str) -> None:
     experiment, document = load_experiment(ROOT / "examples" / f"{name}.yaml")
-    assert len(list_arms(experiment, document, ROOT)) > 5
+    assert len(list_conditions(experiment, document, ROOT)) > 5
     assert len(list_items(experiment.tasks, ROOT)) == 500
 
 
@@ -38,17 +38,17 @@ def test_a_grid_is_written_out_and_named_by_its_values(folder: Path) -> None:
         " tasks.chat.draft.max_denoising_steps: [3, [4, 5]]}\n",
         "x.yaml",
     )
-    arms = list_arms(experiment, document, folder)
-    assert [arm.name for arm in arms] == [
+    conditions = list_conditions(experiment, document, folder)
+    assert [condition.name for condition in conditions] == [
         "g budget=1s, max_denoising_steps=3",
         "g budget=1s, max_denoising_steps=[4, 5]",
         "g budget=2s, max_denoising_steps=3",
         "g budget=2s, max_denoising_steps=[4, 5]",
     ]
-    assert arms[3].policy.defaults.budget == 2.0
-    assert arms[3].policy.tasks["chat"].draft.max_denoising_steps == (4, 5)
-    assert arms[3].policy.tasks["add"].expected_tokens == 4  # of the preset
-    assert len({arm.digest for arm in arms}) == 4
+    assert conditions[3].policy.defaults.budget == 2.0
+    assert conditions[3].policy.tasks["chat"].draft.max_denoising_steps == (4, 5)
+    assert conditions[3].policy.tasks["add"].expected_tokens == 4  # of the preset
+    assert len({condition.digest for condition in conditions}) == 4
 
 
 def test_an_unknown_field_in_a_grid_is_found_with_its_line() -> None:

@@ -101,7 +101,7 @@ def test_drafts_of_one_prompt_by_many_policies_make_no_interval_narrower() -> No
         record(item=n, draft_score=float(rng.random() < 0.7), canvases=((4, True, rng.random()),))
         for n in range(60)
     ]
-    many = [replace(one, arm=arm) for one in once for arm in "abcdefgh"]
+    many = [replace(one, condition=condition) for one in once for condition in "abcdefgh"]
 
     def widths(records: list[Record]) -> list[float]:
         axes = drawn(reliability(records)).axes[0]

@@ -27,7 +27,7 @@ Run = Callable[..., Path]
 
 def record(**values: object) -> Record:
     usual: dict[str, object] = {
-        "key": "k", "arm": "a", "policy": "d", "task": "t", "item": 0, "seed": 0,
+        "key": "k", "condition": "a", "policy": "d", "task": "t", "item": 0, "seed": 0,
         "repeat": 0, "prompt": "p", "reference": "r", "scorer": "exact", "started": 0.0,
         "score": 1.0, "seconds": 1.0,
     }  # fmt: skip
@@ -47,8 +47,8 @@ def test_a_summary_counts_everything_once() -> None:
         record(score=None, error="failed"),
     ]  # fmt: skip
     found = summarise("a", records)
-    assert (found.count, found.failed, found.unjudged) == (4, 1, 1)
-    assert found.accuracy == 0.5  # two right of four that were judged or failed
+    assert (found.count, found.failed, found.unscored) == (4, 1, 1)
+    assert found.accuracy == 0.5  # two right of four that were scored or failed
     assert (found.fixes, found.harms, found.kept_right, found.kept_wrong) == (1, 1, 1, 0)
     assert found.tokens_per_forward == 42 / 12
     assert found.canvas_fill == 38 / 96
@@ -64,7 +64,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
         return summarise(name, records)
 
     summaries = [one("slow", 3, 9), one("worse", 2, 5), one("fast", 1, 6), one("equal", 4, 9)]
-    assert [found.arm for found in pareto(summaries)] == ["fast", "slow"]  # type: ignore[arg-type]
+    assert [found.condition for found in pareto(summaries)] == ["fast", "slow"]  # type: ignore[arg-type]
 
 
 def test_aup_by_hand() -> None:
@@ -104,7 +104,7 @@ def test_the_report_is_one_page_with_its_pictures(run_small: Run) -> None:
     assert page.index("<h2>Drafting and refining") < page.index("AUP of the grid draft:")
     assert page.index("AUP of the grid draft:") < page.index("<h2>Right answers by task")
     assert "verify" in page and "Best policy below a latency" in page
-    assert read_results(where).about["text"].splitlines()[2] in page
+    assert read_results(where).manifest["text"].splitlines()[2] in page
 
 
 LATE = """
@@ -128,9 +128,9 @@ def test_answers_that_nobody_can_judge_and_policies_that_never_answer_are_said(
     (folder / "items.jsonl").write_text(lines.replace('"a"', '"a", "scorer": "numeric"'))
     page = write_report(run_small(LATE + ALONE)).read_text("utf-8")
     shown = re.sub(r'"data:[^"]*"', "", page)
-    assert "6 answers could not be judged" in shown
+    assert "6 answers could not be scored" in shown
     assert re.search("most often: ValueError: the reference .* has no number", shown)
-    assert "<td>6, 6 failed</td>" in shown and "<td>3, 3 not judged</td>" in shown
+    assert "<td>6, 6 failed</td>" in shown and "<td>3, 3 not scored</td>" in shown
     assert "nan" not in shown
 
 
@@ -158,7 +158,7 @@ def test_every_number_is_in_the_summary_and_follows_from_the_records(run_small: 
     where = run_small()
     write_report(where)
     summary = json.loads((where / "summary.json").read_text())
-    records = [one for one in read_records(where) if one.arm == "verify"]
+    records = [one for one in read_records(where) if one.condition == "verify"]
     assert summary["policies"]["verify"]["accuracy"] == 1.0
     assert summary["policies"]["verify"]["fixes"] == len(records) == 6
     assert set(summary["by_task"]) == {"a", "b"}
@@ -166,12 +166,12 @@ def test_every_number_is_in_the_summary_and_follows_from_the_records(run_small: 
 
 
 def test_the_report_has_the_fitted_policy_where_one_can_be_fitted(
-    arms: Path, run_small: Run
+    conditions: Path, run_small: Run
 ) -> None:
-    page = write_report(arms).read_text("utf-8")
+    page = write_report(conditions).read_text("utf-8")
     assert "The fitted policy against presets" in page
     assert "refiner_only: fitted is " in page
-    summary = json.loads((arms / "summary.json").read_text())
+    summary = json.loads((conditions / "summary.json").read_text())
     assert summary["fitted"]["refiner_only"]["found"]["pairs"] == 45
     assert "A fitted policy" not in write_report(run_small()).read_text("utf-8")
 
@@ -186,7 +186,7 @@ def test_a_report_of_one_policy_without_drafts(run_small: Run) -> None:
 
 def test_a_name_from_a_file_cannot_break_the_page(run_small: Run) -> None:
     where = run_small()
-    with recording(where, {**read_results(where).about, "text": "<script>alert(1)</script>"}):
+    with recording(where, {**read_results(where).manifest, "text": "<script>alert(1)</script>"}):
         pass
     assert "<script>" not in write_report(where).read_text()
 
@@ -220,8 +220,8 @@ def test_tables_answer_which_policy_is_best() -> None:
 
 def test_a_folder_without_its_own_records_is_said(run_small: Run) -> None:
     where = run_small()
-    about = {**read_results(where).about, "arms": []}
-    with recording(where, about):
+    manifest = {**read_results(where).manifest, "conditions": []}
+    with recording(where, manifest):
         pass
     with pytest.raises(CheckpointError, match="no records of this experiment"):
         write_report(where)

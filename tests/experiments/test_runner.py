@@ -24,7 +24,7 @@ from hybrid.experiments.records import (
     RECORDS,
     Record,
     Recorder,
-    read_about,
+    read_manifest,
     read_records,
     recording,
 )
@@ -32,27 +32,27 @@ from hybrid.experiments.summary import read_results
 from tests.experiments.conftest import ANSWERS, TEXT, scripted_models
 
 Run = Callable[..., Path]
-CELLS = 5 * len(ANSWERS)
+TRIALS = 5 * len(ANSWERS)
 
 
 def test_every_policy_answers_every_item_with_the_same_seeds(run_small: Run) -> None:
     records = read_records(run_small())
-    assert len(records) == CELLS
-    by_arm: dict[str, list[Record]] = {}
+    assert len(records) == TRIALS
+    by_condition: dict[str, list[Record]] = {}
     for record in records:
-        by_arm.setdefault(record.arm, []).append(record)
-    assert len(by_arm) == 5
-    places = [{record.place for record in found} for found in by_arm.values()]
-    assert all(place == places[0] for place in places)
+        by_condition.setdefault(record.condition, []).append(record)
+    assert len(by_condition) == 5
+    keys = [{record.pair_key for record in found} for found in by_condition.values()]
+    assert all(one == keys[0] for one in keys)
     assert all(record.error is None and record.score is not None for record in records)
-    assert all(record.score == 1 for record in by_arm["verify"] + by_arm["refiner"])
-    assert all(record.is_right for record in by_arm["draft max_denoising_steps=4"])
-    assert not any(record.is_right for record in by_arm["draft max_denoising_steps=1"])
+    assert all(record.score == 1 for record in by_condition["verify"] + by_condition["refiner"])
+    assert all(record.is_right for record in by_condition["draft max_denoising_steps=4"])
+    assert not any(record.is_right for record in by_condition["draft max_denoising_steps=1"])
 
 
 def test_a_record_says_what_was_done(run_small: Run) -> None:
-    record = next(r for r in read_records(run_small()) if r.arm == "verify")
-    assert (record.cap, record.mode, record.label) == (2, "verify", "2 steps + verify")
+    record = next(r for r in read_records(run_small()) if r.condition == "verify")
+    assert (record.max_steps, record.mode, record.label) == (2, "verify", "2 steps + verify")
     assert record.settings is not None
     assert record.settings["refine"] == {"mode": "verify", "temperature": 0.0}
     assert (record.draft_score, record.score) == (0.0, 1.0)
@@ -65,15 +65,15 @@ def test_a_second_run_makes_nothing_again(run_small: Run) -> None:
     file = run_small() / RECORDS
     before = file.read_bytes()
     assert run_small() / RECORDS == file
-    assert len(file.read_bytes().splitlines()) == 2 * CELLS  # the CLI leaves out what is known
-    assert len(read_records(file.parent)) == CELLS
+    assert len(file.read_bytes().splitlines()) == 2 * TRIALS  # the CLI leaves out what is known
+    assert len(read_records(file.parent)) == TRIALS
     assert file.read_bytes().startswith(before)
 
 
 @pytest.mark.parametrize("load", [Load(clients=4), Load(rate=500.0)])
 def test_requests_may_overlap(run_small: Run, load: Load) -> None:
     records = read_records(run_small(load=load))
-    assert len(records) == CELLS
+    assert len(records) == TRIALS
     assert all(record.error is None for record in records)
 
 
@@ -82,7 +82,7 @@ def test_a_line_that_was_cut_is_dropped_and_written_anew(run_small: Run) -> None
     lines = (where / RECORDS).read_bytes().splitlines(keepends=True)
     (where / RECORDS).write_bytes(b"".join(lines[:7]) + lines[7][: len(lines[7]) // 2])
     assert len(read_records(where)) == 7
-    with recording(where, read_about(where)) as recorder:
+    with recording(where, read_manifest(where)) as recorder:
         recorder.add(read_records(where)[0])
         recorder.add(Record(**json.loads(lines[9])))
     assert len(read_records(where)) == 8
@@ -95,10 +95,10 @@ def test_packed_records_are_read_and_added_to(run_small: Run) -> None:
     packed.write_bytes(gzip.compress((where / RECORDS).read_bytes()))
     (where / RECORDS).unlink()
     assert read_records(where) == before
-    with recording(where, read_about(where)) as recorder:
+    with recording(where, read_manifest(where)) as recorder:
         recorder.add(replace(before[0], text="again"))
     assert read_records(where)[0].text == "again"
-    assert len(read_records(where)) == CELLS
+    assert len(read_records(where)) == TRIALS
     packed.write_bytes(b"no gzip")
     with pytest.raises(CheckpointError, match="cannot be unpacked"):
         read_records(where)
@@ -144,11 +144,11 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_there(run_small: Run) -> No
 
 def test_records_of_another_version_are_left_out_and_said(run_small: Run) -> None:
     where = run_small()
-    with recording(where, read_about(where)) as recorder:
+    with recording(where, read_manifest(where)) as recorder:
         recorder.add(replace(read_records(where)[0], key="old", version="0.0.1", score=0.0))
     results = read_results(where)
     assert results.of_other_versions == 1
-    assert len(results.everything) == CELLS
+    assert len(results.everything) == TRIALS
 
 
 def test_what_is_no_experiment_is_said(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_what_is_no_experiment_is_said(tmp_path: Path) -> None:
         read_results(tmp_path)
     (tmp_path / "experiment.json").write_text('{"format": 99}')
     with pytest.raises(CheckpointError, match="format 99; this version reads 1"):
-        read_about(tmp_path)
+        read_manifest(tmp_path)
 
 
 def raising(prompt: str, reference: str, text: str) -> float:
@@ -170,7 +170,7 @@ def test_a_scorer_that_raises_is_recorded_and_not_fatal(run_small: Run) -> None:
     text = TEXT.replace("{file: items.jsonl}", wanted)
     records = read_records(run_small(text))
     broken = [record for record in records if record.score_error]
-    assert len(records) == CELLS and len(broken) == 5
+    assert len(records) == TRIALS and len(broken) == 5
     assert broken[0].score is None
     assert broken[0].score_error == "ZeroDivisionError: my scorer broke"
 
@@ -200,7 +200,7 @@ def test_what_could_not_be_judged_is_made_again(
     monkeypatch.setitem(BROKEN, "is", False)
     assert main(command) == main(command) == 0
     assert {one.score for one in read_records(folder / "out")} == {1.0}
-    assert len((folder / "out" / RECORDS).read_bytes().splitlines()) == 2 * CELLS
+    assert len((folder / "out" / RECORDS).read_bytes().splitlines()) == 2 * TRIALS
 
 
 def test_what_another_run_records_while_models_are_loaded_is_not_made_again(
@@ -219,7 +219,7 @@ def test_what_another_run_records_while_models_are_loaded_is_not_made_again(
     monkeypatch.setattr("hybrid.experiments.runner.load_models", load)
     assert main(command) == 0
     assert len(loaded) == 2
-    assert len((folder / "out" / RECORDS).read_bytes().splitlines()) == CELLS
+    assert len((folder / "out" / RECORDS).read_bytes().splitlines()) == TRIALS
 
 
 def test_a_request_that_fails_is_recorded_and_made_again(run_small: Run, folder: Path) -> None:
@@ -234,9 +234,9 @@ def test_a_request_that_fails_is_recorded_and_made_again(run_small: Run, folder:
 def test_likelihood_is_the_refiners(run_small: Run) -> None:
     text = TEXT.replace("{file: items.jsonl}", "{file: items.jsonl, scorer: likelihood}")
     records = read_records(run_small(text))
-    sure = [record.score for record in records if record.arm == "refiner"]
+    sure = [record.score for record in records if record.condition == "refiner"]
     assert all(score == pytest.approx(0.9048, abs=1e-3) for score in sure)  # exp(-0.1)
-    wrong = [r.score for r in records if r.arm == "draft max_denoising_steps=1"]
+    wrong = [r.score for r in records if r.condition == "draft max_denoising_steps=1"]
     assert all(score is not None and score < 0.1 for score in wrong)
 
 
@@ -339,6 +339,6 @@ def test_a_command_is_recorded_without_this_machines_folders(
     monkeypatch.chdir(folder)
     given = [str(folder / "a.yaml"), f"--out={folder / 'runs' / 'a'}", "--out", "/elsewhere/b"]
     monkeypatch.setattr(sys, "argv", ["hybrid", "experiment", "run", *given])
-    assert read_about(run_small())["command"] == [
+    assert read_manifest(run_small())["command"] == [
         "experiment", "run", "a.yaml", "--out=runs/a", "--out", "b",
     ]  # fmt: skip

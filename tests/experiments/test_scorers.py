@@ -1,4 +1,4 @@
-"""How answers are judged."""
+"""How answers are scored."""
 
 import pytest
 

@@ -1,7 +1,6 @@
-"""What an experiment's folder says about itself, beside its records.
+"""`experiment.json` in a run's folder: what was asked, of which policies, on what machine.
 
-Everything that decides whether a record still belongs to the experiment is here: the policies as
-they are written out, and the digest of every item.
+It decides which records belong to the experiment: it has the digest of every policy and item.
 """
 
 import json
@@ -13,21 +12,21 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hybrid import __version__
-from hybrid.experiments.arms import Arm
+from hybrid.experiments.conditions import Condition
 from hybrid.experiments.definition import Experiment
 from hybrid.experiments.items import Item
 from hybrid.policies.latency import LatencyModel
 from hybrid.policies.measurements import costs_to_json, hardware, versions
 
 
-def describe(
+def build_manifest(
     experiment: Experiment,
     text: str,
-    arms: Sequence[Arm],
+    conditions: Sequence[Condition],
     items: Sequence[Item],
     costs: Mapping[str, LatencyModel],
 ) -> dict[str, Any]:
-    """An experiment whose YAML is `text`, and the machine that it is about to run on.
+    """The manifest of an experiment whose YAML is `text`, on this machine.
 
     `items` holds digests by task, in the items' order; `costs` are by pair of models.
     """
@@ -37,22 +36,22 @@ def describe(
     return {
         "experiment": experiment.model_dump(mode="json"),
         "text": text,
-        "baseline": experiment.baseline or arms[0].name,
-        "arms": [_describe(arm) for arm in arms],
+        "baseline": experiment.baseline or conditions[0].name,
+        "conditions": [_describe(condition) for condition in conditions],
         "items": digests,
         "costs": {key: costs_to_json(one) for key, one in costs.items()},
         "version": __version__,
         "versions": versions(),
         "python": platform.python_version(),
         "hardware": hardware(),
-        "command": [_near(argument) for argument in sys.argv[1:]],
+        "command": [_relative(argument) for argument in sys.argv[1:]],
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _near(argument: str) -> str:
-    """A path as seen from where the command was run, of others the name: records are shown to
-    others.
+def _relative(argument: str) -> str:
+    """A path relative to the current folder, and only the name of one outside it: records are
+    published, and absolute paths tell who ran them.
     """
     option, equals, path = argument.rpartition("=") if argument[:1] == "-" else ("", "", argument)
     if not os.path.isabs(path):
@@ -61,11 +60,11 @@ def _near(argument: str) -> str:
     return option + equals + (os.path.basename(path) if near.startswith(os.pardir) else near)
 
 
-def _describe(arm: Arm) -> dict[str, Any]:
+def _describe(condition: Condition) -> dict[str, Any]:
     return {
-        "name": arm.name,
-        "group": arm.group,
-        "digest": arm.digest,
-        "values": dict(arm.values),
-        "policy": json.loads(arm.text),
+        "name": condition.name,
+        "group": condition.group,
+        "digest": condition.digest,
+        "values": dict(condition.values),
+        "policy": json.loads(condition.text),
     }

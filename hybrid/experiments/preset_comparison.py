@@ -1,9 +1,9 @@
-"""A fitted policy against every preset, on the half of the items that nothing was chosen by.
+"""A fitted policy compared with every preset, on the half of the items that chose nothing.
 
-Equal p95 is arranged on the other half: there the fitted policy gets the budget with which it
-expects to be most often right while its p95 is within the preset's. What it expects decides, and
-not how often it was right there: a plan may have been right on all of a few items. What comes out
-on the half that reports is said as it is, and how sure it is that one is slower.
+The comparison is at equal p95. On the half that chooses, the fitted policy gets the budget with the
+highest expected accuracy among those whose p95 is at most the preset's. The expected accuracy is
+used and not the measured one, because a plan may have been right on all of a few items by chance.
+On the half that reports, both p95 are reported as measured, with an interval of their ratio.
 """
 
 import json
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hybrid.experiments.fit import Fitted, halves
 from hybrid.experiments.records import Record
-from hybrid.experiments.replay import Place, Replayed, find_paces, replay_records
+from hybrid.experiments.replay import PairKey, Replayed, find_paces, replay_records
 from hybrid.experiments.statistics import (
     LEVEL,
     Comparison,
@@ -30,13 +30,16 @@ from hybrid.policies.loader import load_policy, parse_policy, preset_names
 from hybrid.policies.schema import Policy
 
 _BUDGETS = 24  # tried, from half the lowest p95 of a preset to ten times the highest
-# What a policy comes to, by budget (s): accuracy and p95 (s).
+# By budget (s): expected accuracy and measured p95 (s).
 Curve = Mapping[float, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """One policy over the pairs; durations are seconds. `missing` are plans that nobody has run."""
+class Outcome:
+    """One policy over the compared requests. Durations are seconds.
+
+    `missing` counts requests by the plan that was never run for them.
+    """
 
     accuracy: float
     p50_s: float
@@ -45,19 +48,19 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Rival:
-    """A preset and the fitted policy, on prompts that nothing was chosen by.
+class PresetComparison:
+    """A preset and the fitted policy on the items that chose nothing.
 
-    `budget_s` is the fitted policy's, `pairs` the requests that both have an answer for. `found`
-    compares their accuracy item by item, fitted less preset, and `by_task` is that by task. `ratio`
-    is the fitted policy's p95 over the preset's. Intervals draw an item's requests together.
+    `budget_s` is the fitted policy's. `requests` counts those that both have an answer for.
+    `found` compares accuracy item by item, fitted minus preset; `by_task` is the difference by
+    task. `ratio` is the fitted policy's p95 over the preset's. Intervals resample whole items.
     """
 
     name: str
     budget_s: float
-    preset: Side
-    fitted: Side
-    pairs: int
+    preset: Outcome
+    fitted: Outcome
+    requests: int
     found: Comparison
     by_task: Mapping[str, float]
     ratio: float
@@ -65,19 +68,19 @@ class Rival:
 
     @property
     def is_better(self) -> bool:
-        """Whether it is more often right, and not shown to be slower."""
+        """Whether its accuracy is higher, and its p95 is not shown to be higher."""
         return self.found.difference_interval[0] > 0 and self.ratio_interval[0] <= 1
 
     @property
     def verdict(self) -> str:
-        """Whether the fitted policy is better at this p95, and why not if it is not."""
+        """Whether the fitted policy is better at this p95, and if not, why."""
         low, high = self.ratio_interval
-        ratio = f"its p95 is {self.ratio:.2f} times the preset's ({low:.2f} to {high:.2f})"
+        ratio = f"p95 is {self.ratio:.2f} times the preset's ({low:.2f} to {high:.2f})"
         if low > 1:
-            return f"slower, so not compared at equal p95: {ratio}; otherwise {self._accuracy}"
+            return f"slower, not compared at equal p95: {ratio}; otherwise {self._accuracy}"
         if self.ratio > 1:
-            return f"{self._accuracy}; {ratio}: above it, equal only within that interval"
-        return f"{self._accuracy}; {ratio}{': faster' if high < 1 else ''}"
+            return f"{self._accuracy}; {ratio}, which includes 1"
+        return f"{self._accuracy}; {ratio}{', faster' if high < 1 else ''}"
 
     @property
     def _accuracy(self) -> str:
@@ -87,15 +90,14 @@ class Rival:
         if low > 0:
             return "better"
         if high < 0:
-            return f"worse: what was chosen on the first half loses on this one{self._losses}"
+            return f"worse{self._losses}: the choice does not generalise from the first half"
         if not fixes + harms:
-            alike = f"both are wrong on the same {wrong}" if wrong else "neither is ever wrong"
-            return f"as good: {alike} of {items} prompts"
-        said = f"not told apart: prompts gained {fixes}, lost {harms}{self._losses}"
+            return f"equal: no item of {items} differs, and {wrong} are wrong under both"
+        said = f"no significant difference: {fixes} items gained, {harms} lost{self._losses}"
         if mcnemar(wrong, 0) > 1 - LEVEL:
-            return f"{said}; the preset is wrong on {wrong} of {items}, too few to be beaten on"
+            return f"{said}; the preset is wrong on {wrong} of {items}, too few to improve on"
         least = 100 * detectable_difference(items)
-        return f"{said}; {items} prompts show differences from about {least:.0f} points"
+        return f"{said}; {items} items can show differences from about {least:.0f} points"
 
     @property
     def _losses(self) -> str:
@@ -105,26 +107,26 @@ class Rival:
 
 
 @dataclass(frozen=True, slots=True)
-class Rivals:
-    """Every preset: those compared, and by name the plans that nobody has run of the others."""
+class PresetComparisons:
+    """Every preset: those compared, and for the others the plans that were never run."""
 
-    compared: Sequence[Rival]
+    compared: Sequence[PresetComparison]
     unmatched: Mapping[str, Mapping[str, int]]
 
     @property
     def verdicts(self) -> list[str]:
-        """A sentence a preset, and what is missing for it."""
+        """One sentence for each preset, and the plans that are missing."""
         lines = [f"{one.name}: fitted is {one.verdict}" for one in self.compared]
         for one in self.compared:
-            for who, side in (("", one.preset), ("fitted, ", one.fitted)):
-                lines += [f"{one.name}: {who}{_unrun(side.missing)}"] if side.missing else []
+            for who, outcome in (("", one.preset), ("fitted, ", one.fitted)):
+                lines += [f"{one.name}: {who}{_unrun(outcome.missing)}"] if outcome.missing else []
         return lines + [
             f"{name}: not compared, no request has an answer under both; {_unrun(missing)}"
             for name, missing in self.unmatched.items()
         ]
 
 
-def against_presets(results: Results, fitted: Fitted) -> Rivals:
+def compare_with_presets(results: Results, fitted: Fitted) -> PresetComparisons:
     """The fitted policy against every preset; the second half of the items is only reported on."""
     chosen_by, held_out = halves(results.everything)
     presets = {name: as_preset(name, fitted) for name in preset_names()}
@@ -134,7 +136,7 @@ def against_presets(results: Results, fitted: Fitted) -> Rivals:
     }
     limits = {name: found.latency(0.95) for name, found in before.items() if found.scores}
     curve = _curve(results, fitted, chosen_by, [*limits.values()], paces)
-    compared: list[Rival] = []
+    compared: list[PresetComparison] = []
     unmatched: dict[str, Mapping[str, int]] = {}
     for name, preset in presets.items():
         its = replay_records(results, held_out, preset, held_paces)
@@ -143,11 +145,11 @@ def against_presets(results: Results, fitted: Fitted) -> Rivals:
             continue
         budget = equal_budget(limits[name], curve)
         mine = replay_records(results, held_out, within(fitted, budget), held_paces)
-        if set(its.places) & set(mine.places):
+        if set(its.keys) & set(mine.keys):
             compared.append(_compare(name, budget, its, mine))
         else:
             unmatched[name] = its.missing + mine.missing
-    return Rivals(compared, unmatched)
+    return PresetComparisons(compared, unmatched)
 
 
 def as_preset(name: str, fitted: Fitted) -> Policy:
@@ -183,7 +185,7 @@ def _curve(
     fitted: Fitted,
     chosen_by: Sequence[Record],
     limits: Sequence[float],
-    paces: Mapping[Place, float],
+    paces: Mapping[PairKey, float],
 ) -> Curve:
     """The fitted policy under budgets around the presets' p95."""
     curve = {}
@@ -194,23 +196,23 @@ def _curve(
     return curve
 
 
-def _compare(name: str, budget_s: float, preset: Replayed, fitted: Replayed) -> Rival:
+def _compare(name: str, budget_s: float, preset: Replayed, fitted: Replayed) -> PresetComparison:
     """Over the requests that both have an answer for."""
-    rows = {place: row for row, place in enumerate(preset.places)}
-    both = [(row, rows[place]) for row, place in enumerate(fitted.places) if place in rows]
+    rows = {key: row for row, key in enumerate(preset.keys)}
+    both = [(row, rows[key]) for row, key in enumerate(fitted.keys) if key in rows]
     mine, its = ([pair[side] for pair in both] for side in (0, 1))
-    items = [fitted.places[row][:2] for row in mine]
+    items = [fitted.keys[row][:2] for row in mine]
     scores, its_scores = np.array(fitted.scores)[mine], np.array(preset.scores)[its]
     seconds, its_seconds = np.array(fitted.seconds)[mine], np.array(preset.seconds)[its]
     tasks = np.array([task for task, _ in items])
     gained = scores - its_scores
-    one, other = _side(scores, seconds, fitted), _side(its_scores, its_seconds, preset)
-    return Rival(
+    one, other = _outcome(scores, seconds, fitted), _outcome(its_scores, its_seconds, preset)
+    return PresetComparison(
         name=name,
         budget_s=budget_s,
         preset=other,
         fitted=one,
-        pairs=len(both),
+        requests=len(both),
         found=compare(items, scores, seconds, its_scores, its_seconds),
         by_task={str(task): float(gained[tasks == task].mean()) for task in np.unique(tasks)},
         ratio=one.p95_s / other.p95_s,
@@ -223,6 +225,6 @@ def _unrun(missing: Mapping[str, int]) -> str:
     return f"never run: {plans}"
 
 
-def _side(scores: NDArray[np.float64], seconds: NDArray[np.float64], found: Replayed) -> Side:
+def _outcome(scores: NDArray[np.float64], seconds: NDArray[np.float64], found: Replayed) -> Outcome:
     p50, p95 = np.quantile(seconds, (0.5, 0.95))
-    return Side(float(scores.mean()), float(p50), float(p95), dict(found.missing))
+    return Outcome(float(scores.mean()), float(p50), float(p95), dict(found.missing))

@@ -1,4 +1,4 @@
-"""The policies of an experiment, grids written out, each with a name and its whole text."""
+"""The conditions of an experiment: its policies, with one condition for every point of a grid."""
 
 import hashlib
 import itertools
@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.errors import PolicyError, Problem, did_you_mean
-from hybrid.experiments.definition import Experiment, PolicyArms
-from hybrid.policies.document import Document
+from hybrid.experiments.definition import Experiment, PolicyEntry
+from hybrid.policies.document import Document, Location
 from hybrid.policies.loader import load_policy, parse_policy
 from hybrid.policies.schema import Policy
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
-    """One policy under test; `group` is the name that it has in the file, `values` its grid's."""
+class Condition:
+    """One policy under test; `group` is its name in the file, `values` its point in the grid."""
 
     name: str
     group: str
@@ -36,36 +36,36 @@ class Arm:
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 
-def list_arms(experiment: Experiment, document: Document, folder: Path) -> list[Arm]:
+def list_conditions(experiment: Experiment, document: Document, folder: Path) -> list[Condition]:
     """Every policy of the experiment; files are looked for in `folder`. Raises PolicyError."""
-    arms: list[Arm] = []
+    conditions: list[Condition] = []
     problems: list[Problem] = []
     for group, given in experiment.policies.items():
         try:
-            arms += _expand(group, given, document, folder)
+            conditions += _expand(group, given, document, folder)
         except PolicyError as error:
             problems += error.problems
-    names = [arm.name for arm in arms]
+    names = [condition.name for condition in conditions]
     wanted = experiment.baseline
     if wanted is not None and wanted not in names and not problems:
         hint = did_you_mean(wanted, names) or f"; there are {', '.join(names)}"
         problems.append(document.at(("baseline",), f"no policy is named {wanted!r}{hint}"))
-    for place, group in enumerate(experiment.frontier):
+    for index, group in enumerate(experiment.frontier):
         if group not in experiment.policies:
             hint = did_you_mean(group, experiment.policies)
             message = f"no policy is named {group!r}{hint}"
-            problems.append(document.at(("frontier", place), message))
+            problems.append(document.at(("frontier", index), message))
     if problems:
         raise PolicyError(problems)
-    return arms
+    return conditions
 
 
-def _expand(group: str, given: PolicyArms, document: Document, folder: Path) -> list[Arm]:
-    place: tuple[str | int, ...] = ("policies", group)
-    base = _base(given, document, folder, place)
+def _expand(group: str, given: PolicyEntry, document: Document, folder: Path) -> list[Condition]:
+    location: Location = ("policies", group)
+    base = _base(given, document, folder, location)
     if not given.vary:
-        return [Arm(group, group, base, {})]
-    arms = []
+        return [Condition(group, group, base, {})]
+    conditions = []
     for values in itertools.product(*given.vary.values()):
         chosen = dict(zip(given.vary, values, strict=True))
         changed = deepcopy(dict(base._values))
@@ -76,21 +76,19 @@ def _expand(group: str, given: PolicyArms, document: Document, folder: Path) -> 
         try:
             policy = parse_policy(json.dumps(changed), name)
         except PolicyError as error:
-            raise PolicyError(_blame(error, given.vary, document, place)) from None
-        arms.append(Arm(name, group, policy, chosen))
-    return arms
+            raise PolicyError(_blame(error, given.vary, document, location)) from None
+        conditions.append(Condition(name, group, policy, chosen))
+    return conditions
 
 
-def _base(
-    given: PolicyArms, document: Document, folder: Path, place: tuple[str | int, ...]
-) -> Policy:
+def _base(given: PolicyEntry, document: Document, folder: Path, location: Location) -> Policy:
     if given.inline is not None:
         values = {"version": 1, **given.inline}
         try:
-            return parse_policy(json.dumps(values), str(place[-1]), folder)
+            return parse_policy(json.dumps(values), str(location[-1]), folder)
         except PolicyError as error:
             raise PolicyError(
-                document.at((*place, "inline", *_path(problem.key)), problem.message)
+                document.at((*location, "inline", *_path(problem.key)), problem.message)
                 for problem in error.problems
             ) from None
     assert given.policy is not None
@@ -101,20 +99,20 @@ def _base(
         first = error.problems[0]
         if first.line:  # in the policy's own file
             raise
-        raise PolicyError([document.at((*place, "policy"), first.message)]) from None
+        raise PolicyError([document.at((*location, "policy"), first.message)]) from None
 
 
 def _blame(
     error: PolicyError,
     vary: Mapping[str, Sequence[Any]],
     document: Document,
-    place: tuple[str | int, ...],
+    location: Location,
 ) -> list[Problem]:
     """A grid's problems at the path of the grid that they came from."""
     problems = []
     for problem in error.problems:
         near = [path for path in vary if _touches(path, problem.key)]
-        where = (*place, "vary", near[0]) if near else (*place, "vary")
+        where = (*location, "vary", near[0]) if near else (*location, "vary")
         problems.append(document.at(where, f"{problem.key}: {problem.message}", at_key=True))
     return problems
 
