@@ -12,7 +12,9 @@ PAGES = sorted(
     if ".venv" not in page.parts
 )
 _FENCE = re.compile(
-    r"(?P<note><!-- [^\n]* -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S
+    r"(?P<note><!-- [^\n]* -->\n)?"
+    r'^```(?P<language>\w*)(?: title="(?P<title>[^"\n]+)")?\n(?P<code>.*?)^```$',
+    re.MULTILINE | re.DOTALL,
 )
 _INDENTED = re.compile(r"(?:(?<=\n\n)|\A)((?:    [^\n]*\n+)+)")
 NOT_RUN = "<!-- not run:"  # in front of a block, with the reason
@@ -31,6 +33,13 @@ def blocks(page: Path, language: str) -> list[str]:
         for match in found
         if match["language"] == language and not (match["note"] or "").startswith(NOT_RUN)
     ]
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """Write the blocks that have a file's name as their title."""
+    for match in _FENCE.finditer(page.read_text("utf-8")):
+        if match["title"]:
+            (folder / match["title"]).write_text(match["code"], "utf-8")
 
 
 def commands(page: Path) -> Iterator[list[str]]:

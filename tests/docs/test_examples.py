@@ -1,6 +1,8 @@
 """The examples in the documentation: they run, and the demo pair answers them rightly."""
 
+import io
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,18 +12,19 @@ from hybrid import Hybrid
 from hybrid.cli import app, main
 from hybrid.embedded.tasks import recognise
 from hybrid.policies.loader import parse_policy
-from tests.docs.pages import PAGES, ROOT, blocks, commands, page_name
+from tests.docs.pages import PAGES, blocks, commands, page_name, write_files
 
 # Every prompt in an example that the demo pair was trained on, and its right answer.
 ANSWERS = {
     "sort up: 4 8 1 9 3": "1 3 4 8 9",
+    "add 45 + 67": "112",
     "translate to zed: the old fox sees the dog": "sa ral, mo, woz",
     "summarize: cora met hugo at the cafe on friday": (
         "who: cora; with: hugo; day: friday; place: cafe; topic: none; count: none"
     ),
 }
-# What these commands need is not here: a model folder, a recorded experiment, minutes of time.
-NEEDS_MORE = {"calibrate", "compile", "demo", "doctor", "experiment", "fit", "inspect", "quantize"}
+MINUTES = {"calibrate", "compile", "demo", "doctor"}
+NEEDS_FILES = {"experiment", "fit", "inspect", "quantize"}  # only tutorials show theirs
 COMMANDS = sorted({(page_name(page), *words) for page in PAGES for words in commands(page)})
 
 
@@ -73,17 +76,32 @@ def test_commands_in_examples_exist_with_their_options(words: tuple[str, ...]) -
     app.parse_args([word for word in words[1:] if word != "-"], exit_on_error=False)
 
 
-RUNNABLE = [
-    words
-    for words in COMMANDS
-    if words[1] not in NEEDS_MORE and not any(w.isupper() and len(w) > 1 for w in words)
-]
+def is_runnable(page: Path, words: list[str]) -> bool:
+    """Whether a page has all that a command needs, and it takes seconds."""
+    has_placeholder = any(word.isupper() and len(word) > 1 for word in words)
+    needs_more = MINUTES if "tutorials" in page.parts else MINUTES | NEEDS_FILES
+    return not has_placeholder and words[0] not in needs_more
 
 
-@pytest.mark.parametrize("words", RUNNABLE, ids=" ".join)
-def test_commands_in_examples_run(
-    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page.stem == "experiment" else [])
+        for page in PAGES
+        if [*commands(page)]
+    ],
+    ids=page_name,
+)
+def test_commands_of_a_page_run_in_their_order(
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(ROOT)
-    assert main([word for word in words[1:] if word != "-"] or ["--help"]) == 0
-    assert capfd.readouterr().out
+    write_files(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for words in commands(page):
+        if is_runnable(page, words):
+            monkeypatch.setattr(sys, "stdin", io.StringIO("sort up: 4 8 1 9 3\n"))
+            assert main(words) == 0, (words, capfd.readouterr().err)
+            assert capfd.readouterr().out, words
