@@ -5,7 +5,7 @@ launches of the real model on tensors without memory: an operation called under 
 the kernel, the types of its arguments and its settings, exactly as a GPU would get them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -35,10 +35,13 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class _Mode:
-    """`records` None: kernels run, in the interpreter, on tensors of any device."""
+    """`take` gets what would be launched; None: kernels run, in the interpreter, on tensors of any
+    device. `multiprocessors` None: as many as a GPU of the architecture has.
+    """
 
     architecture: int
-    records: list[Launch] | None
+    take: Callable[[Launch], None] | None
+    multiprocessors: int | None = None
 
 
 _mode: ContextVar[_Mode | None] = ContextVar("kernel_mode", default=None)
@@ -60,7 +63,9 @@ def multiprocessors(device: torch.device) -> int:
     mode = _mode.get()
     if mode is None:
         return int(torch.cuda.get_device_properties(device).multi_processor_count)
-    return _MULTIPROCESSORS[mode.architecture] if mode.records is not None else 2
+    if mode.multiprocessors is not None:
+        return mode.multiprocessors
+    return _MULTIPROCESSORS[mode.architecture]
 
 
 def shared_memory(device: torch.device) -> int:
@@ -71,7 +76,7 @@ def shared_memory(device: torch.device) -> int:
 def allows_assembly() -> bool:
     """Whether kernels may contain inline assembly, which the interpreter cannot run."""
     mode = _mode.get()
-    return mode is None or mode.records is not None
+    return mode is None or mode.take is not None
 
 
 def launch(
@@ -84,9 +89,9 @@ def launch(
 ) -> None:
     """Run a `@triton.jit` kernel; `tensors` in its order, everything else by name."""
     mode = _mode.get()
-    if mode is not None and mode.records is not None:
+    if mode is not None and mode.take is not None:
         arguments = {**dict(zip(kernel.arg_names, tensors, strict=False)), **numbers}
-        mode.records.append(Launch(kernel, grid, arguments, num_warps, num_stages))
+        mode.take(Launch(kernel, grid, arguments, num_warps, num_stages))
         return
     with torch.cuda.device_of(tensors[0]):  # type: ignore[no-untyped-call]  # Triton asks torch
         kernel[grid](*tensors, **numbers, num_warps=num_warps, num_stages=num_stages)
@@ -98,7 +103,7 @@ def interpreted() -> Iterator[None]:
 
     TRITON_INTERPRET=1 must have been set before Triton was first imported.
     """
-    with _switched(_Mode(90, None)):
+    with _switched(_Mode(90, None, multiprocessors=2)):
         yield
 
 
@@ -106,8 +111,17 @@ def interpreted() -> Iterator[None]:
 def recording(architecture: int) -> Iterator[list[Launch]]:
     """Operations launch nothing; what they would have launched is appended to the list."""
     records: list[Launch] = []
-    with _switched(_Mode(architecture, records)):
+    with _switched(_Mode(architecture, records.append)):
         yield records
+
+
+@contextmanager
+def taken(
+    architecture: int, take: Callable[[Launch], None], multiprocessors: int | None = None
+) -> Iterator[None]:
+    """Operations hand every launch to `take`, at once, instead of to a GPU."""
+    with _switched(_Mode(architecture, take, multiprocessors)):
+        yield
 
 
 @contextmanager

@@ -73,19 +73,24 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
     """Compile for compute capability `architecture`; raises whatever Triton raises."""
     import triton
     from triton.backends.compiler import GPUTarget
+
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    target = GPUTarget("cuda", architecture, 32)
+    kernel = triton.compile(source_of(launch), target=target, options=options)
+    return _read(kernel, Path(triton.__file__).parent / "backends" / "nvidia" / "bin")
+
+
+def source_of(launch: Launch) -> Any:
+    """What Triton compiles: the kernel, specialised for the launch's arguments."""
     from triton.compiler import ASTSource
 
     signature, constants, aligned = _specialised(launch)
-    source = ASTSource(
+    return ASTSource(
         fn=launch.kernel,
         signature=signature,
         constexprs=constants,
         attrs={(index,): _ALIGNED for index in aligned},
     )
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    target = GPUTarget("cuda", architecture, 32)
-    kernel = triton.compile(source, target=target, options=options)
-    return _read(kernel, Path(triton.__file__).parent / "backends" / "nvidia" / "bin")
 
 
 def _specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], list[int]]:
