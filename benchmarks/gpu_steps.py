@@ -8,8 +8,8 @@ from torch import Tensor
 
 from gpu_timing import timed_ms
 from hybrid.engine.canvases import Canvases, Start
+from hybrid.engine.kv_cache import KVCacheBuffers
 from hybrid.engine.model import EngineModel
-from hybrid.engine.rooms import Rooms
 from hybrid.gemma.model.cache import Cache
 from hybrid.kernels.accept import FREE
 
@@ -34,10 +34,10 @@ def step_time(model: EngineModel, canvases: int, context: int) -> StepTime:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     length = model.config.canvas_length
-    cache, rooms, state, rows = prepare(model, canvases, context)
+    cache, buffers, state, rows = prepare(model, canvases, context)
     idle = torch.full_like(rows, state.idle_row)
     step = partial(
-        rooms.graphs.run, ("denoise", canvases), partial(state.step, rooms), (rows,), (idle,)
+        buffers.graphs.run, ("denoise", canvases), partial(state.step, buffers), (rows,), (idle,)
     )
     ids = torch.randint(0, model.config.vocab_size, (canvases, length), device=device)
     numbers = list(range(canvases))
@@ -69,16 +69,16 @@ def step_time(model: EngineModel, canvases: int, context: int) -> StepTime:
 
 def prepare(
     model: EngineModel, canvases: int, context: int
-) -> tuple[Cache, Rooms, Canvases, Tensor]:
+) -> tuple[Cache, KVCacheBuffers, Canvases, Tensor]:
     """Rows that have read `context` tokens, each at the first step of a canvas that never ends."""
     length, vocabulary = model.config.canvas_length, model.config.vocab_size
     cache = model.new_cache(canvases, context)
     prompt = torch.randint(0, vocabulary, (canvases, context), device=model.device)
     model.encode(prompt, [context] * canvases, cache, list(range(canvases)))
-    rooms = model.rooms(cache)
-    state = rooms.graphs.keep("canvases", partial(Canvases, model, canvases))
+    buffers = model.kv_buffers(cache)
+    state = buffers.graphs.keep("canvases", partial(Canvases, model, canvases))
     for row in range(canvases):
         ids = torch.randint(0, vocabulary, (length,)).tolist()
         start = Start(row, 0, context, 2**30, 0.1, 0.4, 0.8, 1, 0.0, ids, [FREE] * length)
         state.begin(row, start)
-    return cache, rooms, state, torch.arange(canvases, device=model.device)
+    return cache, buffers, state, torch.arange(canvases, device=model.device)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hybrid.engine.kv_cache import KVCacheBuffers
 from hybrid.engine.model import EngineModel
-from hybrid.engine.rooms import Rooms
 from hybrid.kernels.accept import FREE, accept
 from hybrid.kernels.head import head_sample
 from hybrid.kernels.noise import SAMPLE, TOKENS, draw_keys, random_tokens, signed
@@ -93,7 +93,7 @@ class Canvases:
         self._counts[row, _STABLE] = -1
         self._counts[row, _DONE] = 0
 
-    def step(self, rooms: Rooms, rows: Tensor, barred: Tensor | None = None) -> None:
+    def step(self, buffers: KVCacheBuffers, rows: Tensor, barred: Tensor | None = None) -> None:
         """One denoising step of the canvases ``rows``, int64 [R], in the cache rows of the same
         numbers. ``barred`` int32 [R * C, J] are tokens that may not be written there, -1 for none.
         """
@@ -112,7 +112,7 @@ class Canvases:
         hidden = model.denoised(
             self.ids[rows],
             soft,
-            rooms,
+            buffers,
             rows.to(torch.int32),
             context,
             torch.full_like(context, length),

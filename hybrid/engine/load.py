@@ -59,11 +59,11 @@ def _load_decoded(path: str | Path, config: GemmaConfig) -> GemmaModel:
         needed = require_host_memory(checkpoint, config)
     finally:
         checkpoint.close()
-    _say(f"{path} on cpu: {needed / 1e9:.2f} GB for weights in float32")
+    _print(f"{path} on cpu: {needed / 1e9:.2f} GB for weights in float32")
     return load_model(path)
 
 
-def _say(plan: str) -> None:
+def _print(plan: str) -> None:
     Console(stderr=True).print(plan, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -101,7 +101,7 @@ def load_engine(
     try:
         plan = require_memory(checkpoint, config, device, dtype)
         if device.type == "cuda":
-            _say(f"{path} on {device}: {plan}")
+            _print(f"{path} on {device}: {plan}")
         weights = read_weights(checkpoint, config, device, dtype, activations)
     except torch.OutOfMemoryError as error:  # others have taken what was free
         missing = f"needs {plan}; {error}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from hybrid.engine.host import free_memory
-from hybrid.engine.rooms import RoomSize
+from hybrid.engine.kv_cache import KVCacheSize
 from hybrid.errors import CapabilityError
 from hybrid.gemma.checkpoint.nvfp4 import ACTIVATION_SCALES
 from hybrid.gemma.checkpoint.stack_reader import TOWERS
@@ -112,7 +112,7 @@ def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
 def row_bytes(config: GemmaConfig, context: int, dtype: torch.dtype) -> int:
     """Bytes of the keys and values of one row."""
     spare = default_spare(config)
-    size = RoomSize(1, context, spare).in_stock()
+    size = KVCacheSize(1, context, spare).rounded_up()
     slots = slots_by_kind(config, size.capacity, size.spare)
     numbers = sum(
         2 * layer.num_key_value_heads * layer.head_dim * (slots[layer.kind] + 1)

@@ -7,19 +7,21 @@ residual steps hand every branch its normalised input, so no activation is read 
 import math
 from collections.abc import Sequence
 from functools import partial
-from weakref import WeakKeyDictionary, finalize
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from hybrid.engine.memory import row_bytes, work_bytes
-from hybrid.engine.passes import Pass, Places
-from hybrid.engine.rooms import Rooms, RoomSize
+from hybrid.engine.attention_metadata import (
+    AttentionMetadataBuilder,
+    DeviceAttentionMetadata,
+    device_vectors,
+)
+from hybrid.engine.kv_cache import KVCacheBuffers
+from hybrid.engine.kv_cache_pool import KVCachePool
 from hybrid.engine.weights import EngineWeights, FeedForwardWeights, LayerWeights
-from hybrid.errors import CapabilityError
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.model.cache import AttentionMetadata, Cache, default_spare, to_ints
+from hybrid.gemma.model.cache import AttentionMetadata, Cache, to_ints
 from hybrid.kernels.attention import cached_attention
 from hybrid.kernels.experts import experts
 from hybrid.kernels.head import head, head_scores
@@ -29,10 +31,9 @@ from hybrid.kernels.route import route
 from hybrid.kernels.selfcond import condition
 
 _CHUNK = 512  # prompt tokens of all rows in one pass: bounds the working memory
-_MOST_ROWS = 8
-_DECODED = 16  # passes of up to so many tokens are captured as graphs, and a canvas's
+_MAX_DECODE_TOKENS = 16  # passes of up to so many tokens are captured as graphs, and a canvas's
 # Tokens a row that kernels see: every other number would be compiled for, seconds at a time.
-_SIZES = (1, 2, 4, 8, _DECODED, 64, 256, _CHUNK)
+_PASS_SIZES = (1, 2, 4, 8, _MAX_DECODE_TOKENS, 64, 256, _CHUNK)
 
 
 class EngineModel:
@@ -44,10 +45,8 @@ class EngineModel:
     def __init__(self, config: GemmaConfig, weights: EngineWeights) -> None:
         self.config, self.weights = config, weights
         self.device, self.dtype = weights.embedding.device, weights.embedding.dtype
-        self._places = Places(config, self.device)
-        self._free: dict[RoomSize, list[Rooms]] = {}
-        self._most_rows: dict[int, int] = {}
-        self._used: WeakKeyDictionary[Cache, Rooms] = WeakKeyDictionary()
+        self._builder = AttentionMetadataBuilder(config, self.device)
+        self._pool = KVCachePool(config, self.device, self.dtype)
         # The published models round the scale to the weights' dtype.
         scale = torch.tensor(math.sqrt(config.hidden_size), dtype=self.dtype)
         self.embedding_scale: float = scale.item()
@@ -64,54 +63,20 @@ class EngineModel:
         it is that of an earlier cache that nobody uses any more, where there is one. Raises
         CapabilityError if the device has no room for it.
         """
-        if spare is None:
-            spare = default_spare(self.config)
-        if min(batch_size, capacity, spare) < 1:
-            raise ValueError(f"{batch_size=}, {capacity=} and {spare=} must all be above zero")
-        size = RoomSize(batch_size, capacity, spare)
-        if self.device.type == "cuda":
-            size = size.in_stock()
-        free = self._free.setdefault(size, [])
-        try:
-            rooms = free.pop()
-        except IndexError:  # looked for first, the last might go to another thread
-            rooms = self._new_rooms(size)
-        cache = rooms.new_cache()
-        self._used[cache] = rooms
-        finalize(cache, free.append, rooms)
-        return cache
+        return self._pool.new_cache(batch_size, capacity, spare)
 
-    def most_rows(self, capacity: int) -> int:
+    def max_batch_size(self, max_total_tokens: int) -> int:
         """How many rows of so many tokens are best denoised together in the memory there is.
 
-        More than a few canvases gain nothing: an H100 is bound by arithmetic from about four on.
-        The first answer for a capacity stands, as its rows are what takes the memory afterwards.
+        The first answer for a size stands, as its rows are what takes the memory afterwards.
         """
-        if self.device.type != "cuda":
-            return _MOST_ROWS
-        if capacity not in self._most_rows:
-            free, _ = torch.cuda.mem_get_info(self.device)
-            row, rows = row_bytes(self.config, capacity, self.dtype), _MOST_ROWS
-            while rows > 1 and (rows + 1) * row + work_bytes(self.config, rows, self.dtype) > free:
-                rows //= 2
-            self._most_rows[capacity] = rows
-        return self._most_rows[capacity]
+        return self._pool.max_batch_size(max_total_tokens)
 
-    def _new_rooms(self, size: RoomSize) -> Rooms:
-        try:
-            return Rooms(self.config, size, self.device, self.dtype)
-        except torch.OutOfMemoryError:
-            for unused in self._free.values():
-                unused.clear()
-        try:
-            return Rooms(self.config, size, self.device, self.dtype)
-        except torch.OutOfMemoryError as error:
-            what = f"{size.batch_size} rows of {size.capacity} tokens"
-            raise CapabilityError(f"a cache for {what}", str(self.device), str(error)) from None
-
-    def rooms(self, cache: Cache) -> Rooms:
+    def kv_buffers(self, cache: Cache) -> KVCacheBuffers:
         """The memory behind a cache."""
-        return self._used[cache]
+        return self._pool.buffers(cache)
+
+    most_rows, rooms = max_batch_size, kv_buffers
 
     def clear_row(self, cache: Cache, row: int) -> None:
         """Forget all that the row has read."""
@@ -133,17 +98,17 @@ class EngineModel:
         token_ids = self.config.embedded_ids(token_ids)
         outputs: list[Tensor] = []
         tokens, done = token_ids.shape[1], 0
-        most = max(_CHUNK // len(numbers), _DECODED, self.config.canvas_length)
+        limit = max(_CHUNK // len(numbers), _MAX_DECODE_TOKENS, self.config.canvas_length)
         while done < tokens or not outputs:
-            now = [min(most, length) for length in remaining]
-            reading = cache.metadata(numbers, now, min(tokens - done, most), causal=True)
-            if (fits := cache.max_pass_tokens(reading)) < reading.tokens:
+            now = [min(limit, length) for length in remaining]
+            metadata = cache.metadata(numbers, now, min(tokens - done, limit), causal=True)
+            if (fits := cache.max_pass_tokens(metadata)) < metadata.tokens:
                 now = [min(fits, length) for length in now]
-                reading = cache.metadata(numbers, now, fits, causal=True)
-            ids = token_ids[:, done : done + reading.tokens]
-            outputs.append(self._read(ids, reading, cache))
+                metadata = cache.metadata(numbers, now, fits, causal=True)
+            ids = token_ids[:, done : done + metadata.tokens]
+            outputs.append(self._read(ids, metadata, cache))
             remaining = [left - read for left, read in zip(remaining, now, strict=True)]
-            done += reading.tokens
+            done += metadata.tokens
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
     def read(
@@ -173,26 +138,26 @@ class EngineModel:
             raise ValueError("this model has no self-conditioning: it cannot denoise")
         if tokens > self.config.canvas_length:
             raise ValueError(f"a canvas has {self.config.canvas_length} tokens, not {tokens}")
-        reading = cache.metadata(numbers, [tokens] * len(numbers), tokens, causal=False)
-        cache.mark_written(reading)
-        vectors = _vectors(reading, self.device)
+        metadata = cache.metadata(numbers, [tokens] * len(numbers), tokens, causal=False)
+        cache.mark_written(metadata)
+        vectors = device_vectors(metadata, self.device)
         if soft_embedding is None:
             shape = (*canvas_ids.shape, self.config.hidden_size)
             soft_embedding = torch.zeros(shape, device=self.device, dtype=self.dtype)
-        hidden = self.denoised(canvas_ids, soft_embedding, self.rooms(cache), *vectors)
+        hidden = self.denoised(canvas_ids, soft_embedding, self.kv_buffers(cache), *vectors)
         return self.logits(hidden)
 
     def denoised(
         self,
         canvas_ids: Tensor,
         soft_embedding: Tensor,
-        rooms: Rooms,
+        buffers: KVCacheBuffers,
         rows: Tensor,
         starts: Tensor,
         lengths: Tensor,
     ) -> Tensor:
         """Hidden states [R, C, H] of canvases after the final norm; all that is read is on the
-        device. ``rows``, ``starts`` and ``lengths`` as in `Pass`.
+        device. ``rows``, ``starts`` and ``lengths`` as in `DeviceAttentionMetadata`.
         """
         weights, eps = self.weights.self_conditioning, self.config.rms_norm_eps
         assert weights is not None, "the model has no self-conditioning"
@@ -201,10 +166,10 @@ class EngineModel:
         ids = canvas_ids.to(torch.int32).flatten()
         x = condition(ids, signal, self.weights.embedding, self.embedding_scale, eps)
         tokens = canvas_ids.shape[1]
-        where = self._places.at(
-            rows, starts, lengths, tokens, rooms.most_context, rooms.slots, causal=False
+        metadata = self._builder.build(
+            rows, starts, lengths, tokens, buffers.max_context, buffers.slots, causal=False
         )
-        return self._run(x, where, rooms).view(soft_embedding.shape)
+        return self._run(x, metadata, buffers).view(soft_embedding.shape)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., H], float32, softly capped."""
@@ -221,73 +186,80 @@ class EngineModel:
         """The expected embedding [R, C, H] of ``probabilities`` [R, C, V]."""
         return (probabilities.to(self.dtype) @ self.weights.embedding) * self.embedding_scale
 
-    def _read(self, token_ids: Tensor, reading: AttentionMetadata, cache: Cache) -> Tensor:
-        rooms = self.rooms(cache)
-        tokens = next((size for size in _SIZES if size >= reading.tokens), reading.tokens)
-        ids = torch.zeros((len(reading.rows), tokens), device=self.device, dtype=torch.int64)
+    def _read(self, token_ids: Tensor, metadata: AttentionMetadata, cache: Cache) -> Tensor:
+        buffers = self.kv_buffers(cache)
+        tokens = next((size for size in _PASS_SIZES if size >= metadata.tokens), metadata.tokens)
+        ids = torch.zeros((len(metadata.rows), tokens), device=self.device, dtype=torch.int64)
         ids[:, : token_ids.shape[1]].copy_(token_ids)
-        inputs = (ids, *_vectors(reading, self.device))
-        cache.mark_written(reading)
-        work = partial(self._read_in, rooms)
+        inputs = (ids, *device_vectors(metadata, self.device))
+        cache.mark_written(metadata)
+        work = partial(self._read_tokens, buffers)
         hidden: Tensor
-        if tokens <= _DECODED or tokens == self.config.canvas_length:
-            idle = (torch.zeros_like(ids), *rooms.idle_vectors(*ids.shape))
+        if tokens <= _MAX_DECODE_TOKENS or tokens == self.config.canvas_length:
+            idle = (torch.zeros_like(ids), *buffers.idle_vectors(*ids.shape))
             key = ("read", *ids.shape)
-            hidden = rooms.graphs.run(key, work, inputs, idle)[:, : reading.tokens].clone()
+            hidden = buffers.graphs.run(key, work, inputs, idle)[:, : metadata.tokens].clone()
         else:
-            hidden = work(*inputs)[:, : reading.tokens]
-        cache.advance(reading)
+            hidden = work(*inputs)[:, : metadata.tokens]
+        cache.advance(metadata)
         return hidden
 
-    def _read_in(
-        self, rooms: Rooms, token_ids: Tensor, rows: Tensor, starts: Tensor, lengths: Tensor
+    def _read_tokens(
+        self,
+        buffers: KVCacheBuffers,
+        token_ids: Tensor,
+        rows: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
     ) -> Tensor:
         """Hidden states [R, T, H] of tokens read causally into the cache."""
         tokens = token_ids.shape[1]
-        where = self._places.at(
-            rows, starts, lengths, tokens, rooms.most_context, rooms.slots, causal=True
+        metadata = self._builder.build(
+            rows, starts, lengths, tokens, buffers.max_context, buffers.slots, causal=True
         )
         x = embedding(token_ids.flatten(), self.weights.embedding) * self.embedding_scale
-        return self._run(x, where, rooms).view(*token_ids.shape, -1)
+        return self._run(x, metadata, buffers).view(*token_ids.shape, -1)
 
-    def _run(self, x: Tensor, where: Pass, rooms: Rooms) -> Tensor:
+    def _run(self, x: Tensor, metadata: DeviceAttentionMetadata, buffers: KVCacheBuffers) -> Tensor:
         """``x`` [R * T, H] through all layers and the final norm."""
         layers, eps = self.weights.layers, self.config.rms_norm_eps
         after = [layer.attention.input_norm for layer in layers[1:]] + [self.weights.norm]
         normed = rms_norm(x, layers[0].attention.input_norm, eps)
         for index, (layer, next_norm) in enumerate(zip(layers, after, strict=True)):
-            attended = self._attend(normed, index, where, rooms)
-            scalar = layer.encode_scalar if where.causal else layer.denoise_scalar
+            attended = self._attend(normed, index, metadata, buffers)
+            scalar = layer.encode_scalar if metadata.causal else layer.denoise_scalar
             x, normed = self._feed_forward(x, attended, layer, scalar, next_norm)
         return normed
 
-    def _attend(self, normed: Tensor, index: int, where: Pass, rooms: Rooms) -> Tensor:
+    def _attend(
+        self, normed: Tensor, index: int, metadata: DeviceAttentionMetadata, buffers: KVCacheBuffers
+    ) -> Tensor:
         """What the layer's attention adds, before its norm; writes keys and values."""
         config, geometry = self.config, self.config.layers[index]
         weights = self.weights.layers[index].attention
-        keys, values = rooms.keys[index], rooms.values[index]
+        keys, values = buffers.keys[index], buffers.values[index]
         query = linear_heads(
             normed,
             weights.query_key_value,
             weights.query_norm,
             weights.key_norm,
-            *where.rotations[geometry.rope],
+            *metadata.rotations[geometry.rope],
             keys.flatten(0, 1),
             values.flatten(0, 1),
-            where.slots[geometry.kind],
+            metadata.slots[geometry.kind],
             config.num_attention_heads,
             config.rms_norm_eps,
         )
         attended = cached_attention(
-            query.view(len(where.rows), where.tokens, -1, geometry.head_dim),
+            query.view(len(metadata.rows), metadata.tokens, -1, geometry.head_dim),
             keys,
             values,
-            where.rows,
-            where.starts,
-            where.lengths,
+            metadata.rows,
+            metadata.starts,
+            metadata.lengths,
             config.sliding_window if geometry.kind == "sliding" else 0,
-            where.causal,
-            where.most_context,
+            metadata.causal,
+            metadata.max_context,
         )
         return linear(attended.flatten(0, 1), weights.output)
 
@@ -309,7 +281,7 @@ class EngineModel:
         return feed_forward_residual(
             x,
             dense,
-            self._mix(x, expert_input, weights),
+            self._mix_experts(x, expert_input, weights),
             branch.dense_norm if branch else None,
             branch.expert_norm if branch else None,
             weights.post_norm,
@@ -318,7 +290,9 @@ class EngineModel:
             eps,
         )
 
-    def _mix(self, x: Tensor, normed: Tensor | None, weights: FeedForwardWeights) -> Tensor | None:
+    def _mix_experts(
+        self, x: Tensor, normed: Tensor | None, weights: FeedForwardWeights
+    ) -> Tensor | None:
         """The chosen experts' weighted outputs [T, k, H]; the router sees the raw residual."""
         branch = weights.experts
         if branch is None or normed is None:
@@ -332,15 +306,3 @@ class EngineModel:
             self.config.rms_norm_eps,
         )
         return experts(normed, chosen, shares, branch.gate_up, branch.down)
-
-
-def _vectors(reading: AttentionMetadata, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, starts and lengths, int32 [R], each at an address that 16 divides.
-
-    For any other Triton would compile the kernels that read them once more.
-    """
-    count = len(reading.rows)
-    filling = [0] * (-count % 4)
-    parts = [[*part, *filling] for part in (reading.rows, reading.starts, reading.lengths)]
-    numbers = torch.tensor(parts, dtype=torch.int32, device=device)[:, :count]
-    return numbers[0], numbers[1], numbers[2]

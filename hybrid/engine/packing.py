@@ -46,6 +46,6 @@ def as_bytes(scales: Tensor) -> Tensor:
     return scales.view(torch.uint8)
 
 
-def weave(first: Tensor, second: Tensor) -> Tensor:
+def interleave_rows(first: Tensor, second: Tensor) -> Tensor:
     """Two tensors' rows in turn."""
     return torch.stack((first, second), 1).flatten(0, 1)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hybrid.engine.packing import Stack, as_bytes, weave
+from hybrid.engine.packing import Stack, as_bytes, interleave_rows
 from hybrid.engine.weights import (
     AttentionWeights,
     EngineWeights,
@@ -138,9 +138,9 @@ class _Reader(StackReader):
         if all(self.matrices.is_quantized(name) for name in names):
             gate, up = (self.matrices.stored(name, (rows, columns)) for name in names)
             packed = self.packed(
-                weave(gate.packed, up.packed),
-                weave(as_bytes(gate.scales), as_bytes(up.scales)),
-                weave(self.factors(gate), self.factors(up)),
+                interleave_rows(gate.packed, up.packed),
+                interleave_rows(as_bytes(gate.scales), as_bytes(up.scales)),
+                interleave_rows(self.factors(gate), self.factors(up)),
             )
             return self.gemm_weight(packed)
         whole = self.empty(rows, 2, columns)

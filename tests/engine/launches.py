@@ -82,9 +82,9 @@ def _work(model: EngineModel) -> Iterator[str]:
     for rows in ROWS:
         cache = model.new_cache(rows, CONTEXT, length)
         canvases, numbers = Canvases(model, rows), _ids(rows)
-        canvases.step(model.rooms(cache), numbers)
+        canvases.step(model.kv_buffers(cache), numbers)
         yield f"{rows} canvases"
-        canvases.step(model.rooms(cache), numbers, _ids(rows * length, 2).to(torch.int32))
+        canvases.step(model.kv_buffers(cache), numbers, _ids(rows * length, 2).to(torch.int32))
         yield f"{rows} canvases with barred tokens"
         for tokens in PASSES:
             for row in range(rows):

@@ -86,7 +86,7 @@ def trace(model: EngineModel) -> dict[str, Tensor]:
         fixed[3] = ids[3] = 7
         canvases.begin(row, Start(row, 0, lengths[row], 4, 1.0, 0.4, 0.8, 1, 0.0, ids, fixed))
     for step in range(2):
-        canvases.step(model.rooms(cache), torch.arange(2))
+        canvases.step(model.kv_buffers(cache), torch.arange(2))
         found[f"entropy {step}"] = canvases.entropy[:2].flatten()[:, None].clone()
         found[f"soft {step}"] = canvases.expected[:2].float()
         # Both go on from the same tokens: a rounding may turn an arg-max that almost ties.

@@ -1,8 +1,8 @@
-"""Memory for the keys and values of some rows, and the graphs that were captured over it.
+"""Key-value cache memory of a batch, and the CUDA graphs that were captured over it.
 
-A graph holds addresses, so memory that is freed takes its graphs with it. On a GPU rooms are made
-in few sizes, therefore, and lent from request to request. Each has one row more than asked for:
-captures and the empty places of a batch work on that one.
+A graph holds addresses, so graphs live exactly as long as the buffers that they were captured over.
+On a GPU buffers therefore come in few sizes and are reused from request to request. Each has one
+row more than asked for: captures and the padding of a batch use that idle row.
 """
 
 from dataclasses import dataclass, replace
@@ -15,51 +15,51 @@ from hybrid.engine.graphs import Graphs
 from hybrid.gemma.config import GemmaConfig, LayerKind
 from hybrid.gemma.model.cache import Cache, slots_by_kind
 
-_LEAST_CAPACITY = 1024
+_MIN_CAPACITY = 1024
 _SPARE_STEP = 256  # spare tokens come in multiples of a canvas
 
 
 @dataclass(frozen=True, slots=True)
-class RoomSize:
-    """Rows, tokens a row, and how many of a row's last tokens can be forgotten again."""
+class KVCacheSize:
+    """Rows, tokens a row, and how many of a row's last tokens can be rolled back."""
 
     batch_size: int
     capacity: int
     spare: int
 
-    def in_stock(self) -> Self:
-        """The least size with room for so much of those few that graphs are captured over."""
-        capacity = 1 << (max(self.capacity, _LEAST_CAPACITY) - 1).bit_length()
+    def rounded_up(self) -> Self:
+        """The smallest of the few sizes that graphs are captured over which holds this one."""
+        capacity = 1 << (max(self.capacity, _MIN_CAPACITY) - 1).bit_length()
         spare = -(-self.spare // _SPARE_STEP) * _SPARE_STEP
         return replace(self, capacity=capacity, spare=spare)
 
 
-class Rooms:
+class KVCacheBuffers:
     """Keys and values, [rows + 1, slots + 1, heads, D] for every layer.
 
-    `slots` are those of a row by kind of layer, without the last, which is a bin for padding;
-    `most_context` is what a row can have read with a canvas after it.
+    `slots` are the slots of a row by kind of layer, without the last one, which takes padding;
+    `max_context` is what a row can have read with a canvas after it.
     """
 
     def __init__(
-        self, config: GemmaConfig, size: RoomSize, device: torch.device, dtype: torch.dtype
+        self, config: GemmaConfig, size: KVCacheSize, device: torch.device, dtype: torch.dtype
     ) -> None:
         self._config, self.size = config, size
         self._device, self._dtype = device, dtype
         self.slots: dict[LayerKind, int] = slots_by_kind(config, size.capacity, size.spare)
-        self.most_context = size.capacity + config.canvas_length
+        self.max_context = size.capacity + config.canvas_length
         self.graphs = Graphs(device)
         with torch.inference_mode(False):
-            self.keys = [self._room(index) for index in range(len(config.layers))]
-            self.values = [self._room(index) for index in range(len(config.layers))]
+            self.keys = [self._empty(index) for index in range(len(config.layers))]
+            self.values = [self._empty(index) for index in range(len(config.layers))]
 
     @property
     def idle_row(self) -> int:
-        """The row that belongs to nobody."""
+        """The row that belongs to no sequence."""
         return self.size.batch_size
 
     def idle_vectors(self, rows: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, starts and lengths of a pass that changes nobody's row."""
+        """Rows, starts and lengths of a pass that changes no sequence's row."""
         number = torch.full((rows,), self.idle_row, device=self._device, dtype=torch.int32)
         return number, torch.zeros_like(number), torch.full_like(number, tokens)
 
@@ -76,7 +76,7 @@ class Rooms:
             memory=(self.keys, self.values),
         )
 
-    def _room(self, index: int) -> Tensor:
+    def _empty(self, index: int) -> Tensor:
         layer = self._config.layers[index]
         rows, slots = self.size.batch_size + 1, self.slots[layer.kind] + 1
         shape = (rows, slots, layer.num_key_value_heads, layer.head_dim)
