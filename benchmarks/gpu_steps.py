@@ -76,7 +76,7 @@ def prepare(
     prompt = torch.randint(0, vocabulary, (canvases, context), device=model.device)
     model.encode(prompt, [context] * canvases, cache, list(range(canvases)))
     buffers = model.kv_buffers(cache)
-    state = buffers.graphs.keep("canvases", partial(Canvases, model, canvases))
+    state = buffers.graphs.get_or_create("canvases", partial(Canvases, model, canvases))
     for row in range(canvases):
         ids = torch.randint(0, vocabulary, (length,)).tolist()
         start = Start(row, 0, context, 2**30, 0.1, 0.4, 0.8, 1, 0.0, ids, [FREE] * length)

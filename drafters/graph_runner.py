@@ -26,14 +26,14 @@ class GraphRunner:
     def __init__(
         self, model: EngineModel, noise: Noise, max_batch_size: int, max_total_tokens: int
     ) -> None:
-        self.max_batch_size = min(max_batch_size, model.most_rows(max_total_tokens))
+        self.max_batch_size = min(max_batch_size, model.max_batch_size(max_total_tokens))
         self.max_total_tokens = max_total_tokens
         self._model, self._noise = model, noise
         self._cache = model.new_cache(self.max_batch_size, max_total_tokens)
-        self._buffers = model.rooms(self._cache)
+        self._buffers = model.kv_buffers(self._cache)
         self._graphs = self._buffers.graphs
         new_canvases = partial(Canvases, model, self.max_batch_size)
-        self._canvases = self._graphs.keep("canvases", new_canvases)
+        self._canvases = self._graphs.get_or_create("canvases", new_canvases)
         self._snapshots = Snapshots(self._canvases)
         self._steps_asked: dict[int, int] = {}  # by row
         self._row_indices: dict[tuple[int, ...], Tensor] = {}
@@ -66,9 +66,10 @@ class GraphRunner:
         random_ids = random_canvases(self._noise, self._model.config, [sequence])[0]
         sequence.apply_votes(votes, random_ids)
         canvas_ids = sequence.canvas_ids.tolist()
-        self._canvases.rewrite(sequence.row, canvas_ids, _fixed_token_ids(sequence))
+        self._canvases.set_input(sequence.row, canvas_ids, _fixed_token_ids(sequence))
+        self._canvases.banned_tokens.set(sequence.row, sequence.banned_tokens)
         if sequence.stable_steps < 0:
-            self._canvases.unsettle(sequence.row)
+            self._canvases.reset_convergence(sequence.row)
 
     def commit(self, sequences: Sequence[DraftSequence]) -> None:
         """See `ModelRunner.commit`."""
@@ -97,7 +98,7 @@ class GraphRunner:
             stability_threshold=params.stability_threshold,
             confidence_threshold=params.confidence_threshold,
             ids=sequence.canvas_ids.tolist(),
-            fixed_ids=_fixed_token_ids(sequence),
+            fixed_token_ids=_fixed_token_ids(sequence),
         )
 
     def _has_asked_for_all(self, sequence: DraftSequence) -> bool:
@@ -108,32 +109,14 @@ class GraphRunner:
         rows = sorted(sequence.row for sequence in sequences)
         for row in rows:
             self._steps_asked[row] += 1
-        banned = self._banned_tokens(sorted(sequences, key=lambda sequence: sequence.row))
-        if banned is not None:
-            self._canvases.step(self._buffers, self._indices(rows), banned)
-            return
         idle, size = self._canvases.idle_row, 1 << (len(rows) - 1).bit_length()
+        width = self._canvases.banned_tokens.width
         self._graphs.run(
-            ("denoise", size),
-            partial(self._canvases.step, self._buffers),
+            ("denoise", size, width),
+            partial(self._canvases.step, self._buffers, banned_width=width),
             (self._indices((*rows, *[idle] * (size - len(rows)))),),
             (self._indices([idle] * size),),
         )
-
-    def _banned_tokens(self, sequences: Sequence[DraftSequence]) -> Tensor | None:
-        """int32 [R * C, J] of tokens that may not be written there; None if there are none."""
-        length = self._model.config.canvas_length
-        by_position: dict[int, list[int]] = {}
-        for index, sequence in enumerate(sequences):
-            for position, token in sorted(sequence.banned_tokens):
-                by_position.setdefault(index * length + position, []).append(token)
-        if not by_position:
-            return None
-        most = max(map(len, by_position.values()))
-        table = torch.full((len(sequences) * length, 1 << (most - 1).bit_length()), FREE)
-        for position, tokens in by_position.items():
-            table[position, : len(tokens)] = torch.tensor(tokens)
-        return table.to(self._model.device, torch.int32)
 
     def _indices(self, rows: Iterable[int]) -> Tensor:
         """Rows on the device. Kept: a copy from the host would wait for the step before."""
@@ -156,7 +139,7 @@ def _load_results(snapshot: Snapshot, sequences: Sequence[DraftSequence]) -> lis
                 canvas_ids=snapshot.ids[row].long(),
                 best_ids=snapshot.best_ids[row].long(),
                 entropy=snapshot.entropy[row].clone(),
-                accepted=snapshot.kept[row].clone(),
+                accepted=snapshot.accepted[row].clone(),
                 converged=bool(converged),
                 mean_entropy=mean_entropy,
             )

@@ -1,7 +1,7 @@
-"""Work of fixed shape captured once as a CUDA graph, then replayed with other contents.
+"""Work of fixed shape, captured once as a CUDA graph and replayed with other inputs.
 
 A pass launches about four hundred kernels, each of which costs the host ten to twenty microseconds
-that a graph does not. On a CPU nothing is captured: the work is simply done.
+that a graph replay does not. On a CPU nothing is captured: the work is computed directly.
 """
 
 from collections.abc import Callable, Hashable
@@ -25,21 +25,21 @@ class _Captured:
 
 
 class Graphs:
-    """Graphs that share their working memory, so they must be replayed one after another."""
+    """Graphs that share a memory pool, so they must be replayed one after another."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._captured: dict[Hashable, _Captured] = {}
-        self._kept: dict[Hashable, Any] = {}
+        self._objects: dict[Hashable, Any] = {}
         self._pool: Any = None
         self._stream: Any = None  # graphs that share a pool are captured on one stream
 
-    def keep(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` made at the first call with this key: graphs hold addresses inside it."""
-        if key not in self._kept:
-            self._kept[key] = make()
-        kept: T = self._kept[key]
-        return kept
+    def get_or_create(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returned at the first call with this key; lives as long as the graphs."""
+        if key not in self._objects:
+            self._objects[key] = make()
+        found: T = self._objects[key]
+        return found
 
     def run(
         self,
@@ -50,8 +50,8 @@ class Graphs:
     ) -> Any:
         """``work(*inputs)``, whose output lives until the next run.
 
-        `key` names work and shapes. `idle` are inputs with which the work changes nothing that
-        matters: it is done with them while it is being captured.
+        `key` names work and shapes. `idle` are inputs with which the work changes no sequence's
+        state: warm-ups and the capture run on them.
         """
         if self._device.type != "cuda":
             return work(*inputs)
@@ -59,8 +59,8 @@ class Graphs:
         if captured is None:
             with _capturing, torch.cuda.device(self._device):
                 captured = self._captured[key] = self._capture(work, idle)
-        for ours, given in zip(captured.inputs, inputs, strict=True):
-            ours.copy_(given, non_blocking=True)
+        for buffer, given in zip(captured.inputs, inputs, strict=True):
+            buffer.copy_(given, non_blocking=True)
         captured.graph.replay()
         return captured.output
 

@@ -76,8 +76,6 @@ class EngineModel:
         """The memory behind a cache."""
         return self._pool.buffers(cache)
 
-    most_rows, rooms = max_batch_size, kv_buffers
-
     def clear_row(self, cache: Cache, row: int) -> None:
         """Forget all that the row has read."""
         cache.clear(row)

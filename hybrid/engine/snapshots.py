@@ -1,7 +1,7 @@
-"""What canvases have come to, on its way to the host while the next step runs.
+"""Asynchronous copies of canvas state to the host, made while the next step runs.
 
-Reading the device's memory waits for everything that was asked of it. A snapshot is copied to
-page-locked memory in the order of the work instead, and looked at later.
+Reading device memory directly waits for all work that was enqueued. A snapshot is instead enqueued
+as a copy to page-locked memory, and read later.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Snapshot:
 
     best_ids: Tensor
     entropy: Tensor
-    kept: Tensor
+    accepted: Tensor
     ids: Tensor
     outcome: Tensor
     event: Any = None
@@ -31,19 +31,19 @@ class Snapshot:
 
 
 class Snapshots:
-    """Takes snapshots of canvases in turns of `kept` buffers, so the last ones stay readable."""
+    """Takes snapshots into `count` buffers in rotation; the last `count` stay readable."""
 
-    def __init__(self, canvases: Canvases, kept: int = 2) -> None:
-        self._canvases, self._turn = canvases, 0
+    def __init__(self, canvases: Canvases, count: int = 2) -> None:
+        self._canvases, self._next = canvases, 0
         self._on_gpu = canvases.outcome.is_cuda
         with torch.inference_mode(False):
-            self._buffers = [self._buffer() for _ in range(kept)]
+            self._buffers = [self._buffer() for _ in range(count)]
 
     def take(self) -> Snapshot:
-        """Copy what the canvases will be once all work asked for so far is done."""
-        buffer = self._buffers[self._turn]
-        self._turn = (self._turn + 1) % len(self._buffers)
-        for name in ("best_ids", "entropy", "kept", "ids", "outcome"):
+        """Enqueue a copy of the state after all work enqueued so far."""
+        buffer = self._buffers[self._next]
+        self._next = (self._next + 1) % len(self._buffers)
+        for name in ("best_ids", "entropy", "accepted", "ids", "outcome"):
             source: Tensor = getattr(self._canvases, name)
             getattr(buffer, name).copy_(source, non_blocking=True)
         if buffer.event is not None:
@@ -59,7 +59,7 @@ class Snapshots:
         return Snapshot(
             best_ids=copy_of(canvases.best_ids),
             entropy=copy_of(canvases.entropy),
-            kept=copy_of(canvases.kept),
+            accepted=copy_of(canvases.accepted),
             ids=copy_of(canvases.ids),
             outcome=copy_of(canvases.outcome),
             event=torch.cuda.Event() if self._on_gpu else None,  # type: ignore[no-untyped-call]

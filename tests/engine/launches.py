@@ -14,6 +14,7 @@ import torch
 from core_gpu import CONTEXT, geometry
 from torch import Tensor
 
+from hybrid.engine.banned_tokens import WIDTHS
 from hybrid.engine.canvases import Canvases
 from hybrid.engine.model import EngineModel
 from hybrid.engine.random_weights import random_weights
@@ -84,8 +85,9 @@ def _work(model: EngineModel) -> Iterator[str]:
         canvases, numbers = Canvases(model, rows), _ids(rows)
         canvases.step(model.kv_buffers(cache), numbers)
         yield f"{rows} canvases"
-        canvases.step(model.kv_buffers(cache), numbers, _ids(rows * length, 2).to(torch.int32))
-        yield f"{rows} canvases with barred tokens"
+        for width in WIDTHS:
+            canvases.step(model.kv_buffers(cache), numbers, width)
+            yield f"{rows} canvases with {width} banned tokens"
         for tokens in PASSES:
             for row in range(rows):
                 cache.clear(row)

@@ -88,7 +88,7 @@ def trace(model: EngineModel) -> dict[str, Tensor]:
     for step in range(2):
         canvases.step(model.kv_buffers(cache), torch.arange(2))
         found[f"entropy {step}"] = canvases.entropy[:2].flatten()[:, None].clone()
-        found[f"soft {step}"] = canvases.expected[:2].float()
+        found[f"soft {step}"] = canvases.soft_embedding[:2].float()
         # Both go on from the same tokens: a rounding may turn an arg-max that almost ties.
         canvases.ids[:2] = torch.randint(0, VOCABULARY, (2, CANVAS), generator=generator)
     answer = torch.randint(2, VOCABULARY, (2, CANVAS), generator=generator)

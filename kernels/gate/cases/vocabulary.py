@@ -30,7 +30,7 @@ def vocabulary_cases() -> list[Case]:
         found.append(Case(f"head and sample, {rows} x {CANVAS}", drawing, ("sample_tile",)))
         expecting = partial(_expect, tokens, 0.0)
         found.append(Case(f"soft embedding, {rows} x {CANVAS}", expecting, ("expect",)))
-    for banned in (4, 1, 2):
+    for banned in (4, 1, 16):
         drawing = partial(_sample, CANVAS, banned)
         found.append(Case(f"head and sample, {banned} banned", drawing, ("sample_tile",)))
     # It has to look at a tile's largest logits before it knows whether to read the tile.
