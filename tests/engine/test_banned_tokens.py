@@ -25,7 +25,7 @@ def test_the_table_holds_what_was_set_last(
     for row, bans in changes:
         banned.set(row, bans)
         expected[row] = bans
-    most = max((max(Counter(p for p, _ in bans).values(), default=0) for bans in expected))
+    most = max(max(Counter(p for p, _ in bans).values(), default=0) for bans in expected)
     if not most:
         assert banned.width == 0
         return
