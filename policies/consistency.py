@@ -21,14 +21,15 @@ Contradiction = tuple[Parts, str]
 _OF_SERVERS = {"url", "served_as", "api_key_env", "timeout"}
 
 
-def find_contradictions(policy: Policy, inherited_rules: int = 0) -> list[Contradiction]:
+def find_contradictions(policy: Policy, inherited_rules: int = 0) -> Iterator[Contradiction]:
     """Places and messages, in the file's order of sections.
 
     The last `inherited_rules` rules stand in an extended policy: an own rule may take their place.
     """
     checks = (_models, _drafting, _refining, _rules, _quality)
-    found = [contradiction for check in checks for contradiction in check(policy)]
-    return [*found, *_idle_rules(policy.rules[: len(policy.rules) - inherited_rules])]
+    for check in checks:
+        yield from check(policy)
+    yield from _idle_rules(policy.rules[: len(policy.rules) - inherited_rules])
 
 
 def _models(policy: Policy) -> Iterator[Contradiction]:
@@ -55,6 +56,8 @@ def _drafting(policy: Policy) -> Iterator[Contradiction]:
     for name, task in policy.tasks.items():
         yield from _temperatures(("tasks", name), task.draft, defaults)
     for index, rule in enumerate(policy.rules):
+        if rule.draft.t_min is None and rule.draft.t_max is None:
+            continue
         met = [task for name, task in policy.tasks.items() if _may_match(rule, name)]
         alone = [(rule.draft, defaults)] if rule.when.task is None else []
         for layers in [*alone, *((rule.draft, task.draft, defaults) for task in met)]:
@@ -108,10 +111,11 @@ def _refine_sections(
 
 
 def _rules(policy: Policy) -> Iterator[Contradiction]:
-    names = [rule.name for rule in policy.rules]
+    names = set[str]()
     for index, rule in enumerate(policy.rules):
-        if rule.name in names[:index]:
+        if rule.name in names:
             yield ("rules", index, "name"), f"{rule.name!r} is an earlier rule's name"
+        names.add(rule.name)
         for name in rule.when.task or ():
             if name not in policy.tasks:
                 hint = did_you_mean(name, policy.tasks)

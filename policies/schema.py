@@ -4,7 +4,11 @@ One value is an order; a list or a range is the planner's freedom. Everything op
 defaults, then the task, then the first matching rule, then the request itself, the later winning.
 """
 
+import re
+from collections.abc import Mapping
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -21,7 +25,10 @@ from hybrid.deadline import parse_duration
 from hybrid.errors import RequestError
 from hybrid.types import MAX_STEPS, Activations, Effort, RefineMode, Scorer, SignalValue
 
+MAX_TASKS, MAX_RULES = 500, 200
 STEPS, STEPS_ALIAS = "max_denoising_steps", "num_diffusion_steps"
+_HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+_NOT_IN_URL = re.compile(r"[\s\x00-\x1f\\]")
 _STEPS_HELP = f"a number of steps from 1 to {MAX_STEPS}, a list of them, or {{from: 8, to: 10}}"
 
 
@@ -54,6 +61,26 @@ def _read_step(value: object) -> int:
     return value
 
 
+def _check_url(url: str) -> str:
+    """A server's address; its host and port are looked at, because clients fail on them late."""
+    example = "write one such as http://localhost:8000/v1"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+        if host and ":" in host:
+            ip_address(host.partition("%")[0])
+        named = host is not None and (":" in host or _HOST.fullmatch(host.encode("idna").decode()))
+    except ValueError as error:
+        raise ValueError(f"is not a server's address ({error}); {example}") from None
+    if parts.scheme not in ("http", "https") or not named or port == 0 or _NOT_IN_URL.search(url):
+        raise ValueError(f"{url!r} is not a server's address; {example}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("holds a user or password; a server's key comes from api_key_env")
+    if parts.query or parts.fragment:
+        raise ValueError("ends with its path: no ? and no #")
+    return url
+
+
 def _read_steps_key(value: object) -> object:
     """JSON, which is YAML too, has only text for keys."""
     return int(value) if isinstance(value, str) and value.isdecimal() else value
@@ -76,6 +103,11 @@ Duration = Annotated[
     BeforeValidator(_read_duration),
     PlainSerializer(_write_duration, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?(us|ms|s|m|h)$"}),
+]
+Url = Annotated[
+    str,
+    AfterValidator(_check_url),
+    WithJsonSchema({"type": "string", "pattern": r"^https?://\S+$"}),
 ]
 _STEP_SCHEMA = {"type": "integer", "minimum": 1, "maximum": MAX_STEPS}
 Steps = Annotated[
@@ -161,9 +193,8 @@ class RefinerModelSection(ModelSection):
         description="native: hybrid's own stack; huggingface: transformers; vllm: a server that "
         "speaks OpenAI's protocol with vLLM's additions.",
     )
-    url: str | None = Field(
+    url: Url | None = Field(
         default=None,
-        pattern=r"^https?://\S+$",
         description="vllm: the server, such as http://localhost:8000/v1.",
     )
     served_as: str | None = Field(
@@ -171,8 +202,9 @@ class RefinerModelSection(ModelSection):
     )
     api_key_env: str = Field(
         default="OPENAI_API_KEY",
-        min_length=1,
-        description="vllm: the environment variable with the server's key, if it wants one.",
+        pattern=r"^(OPENAI_API_KEY|VLLM_API_KEY|HYBRID_\w+)$",
+        description="vllm: the environment variable with the server's key, if it wants one: "
+        "OPENAI_API_KEY, VLLM_API_KEY, or a name that starts with HYBRID_.",
     )
     timeout: Duration = Field(
         default=30.0, description="vllm: the longest wait for one answer of the server."
@@ -346,8 +378,12 @@ class Policy(Section):
     description: str = Field(default="", description="For people.")
     models: ModelsSection = ModelsSection()
     defaults: DefaultsSection = DefaultsSection()
-    tasks: dict[str, TaskSection] = Field(default={}, description="Kinds of requests by name.")
-    rules: list[RuleSection] = Field(default=[], description="Exceptions; the first match wins.")
+    tasks: dict[str, TaskSection] = Field(
+        default={}, max_length=MAX_TASKS, description="Kinds of requests by name."
+    )
+    rules: list[RuleSection] = Field(
+        default=[], max_length=MAX_RULES, description="Exceptions; the first match wins."
+    )
     effort: dict[Effort, Duration] = Field(
         default={},
         exclude_if=lambda value: not value,  # the digest of a policy without it stays as it was
@@ -362,6 +398,7 @@ class Policy(Section):
     _name: str = PrivateAttr(default="inline")
     _notes: tuple[str, ...] = PrivateAttr(default=())
     _values: dict[str, Any] = PrivateAttr(default={})  # as written, for a policy that extends this
+    _variables: dict[tuple[str | int, ...], str] = PrivateAttr(default={})  # see `variables`
 
     @property
     def name(self) -> str:
@@ -372,6 +409,13 @@ class Policy(Section):
     def notes(self) -> tuple[str, ...]:
         """What a reader should know about how the file was understood."""
         return self._notes
+
+    @property
+    def variables(self) -> Mapping[tuple[str | int, ...], str]:
+        """The text, by location, of values that the environment took part in: what is shown
+        in their place.
+        """
+        return self._variables
 
 
 def policy_schema() -> dict[str, Any]:

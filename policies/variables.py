@@ -7,18 +7,16 @@ variable inside other text stays text. `$${` is a plain `${`.
 import re
 from collections.abc import Mapping
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from hybrid.policies.yaml_reader import Scalar, plain_scalar
 
 _VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\}")
-Scalar = str | int | float | bool | None
 
 
 def fill_in(text: str, environment: Mapping[str, str]) -> tuple[Scalar, tuple[str, ...]]:
     """The value, and the names of the variables in it that the environment has.
 
     An empty variable counts as not set. Raises ValueError for one that is not set and has no
-    default, and for a `${` that starts no variable.
+    default, for a `${` that starts no variable, and for a number that is too long.
     """
     used: list[str] = []
 
@@ -38,14 +36,5 @@ def fill_in(text: str, environment: Mapping[str, str]) -> tuple[Scalar, tuple[st
         raise ValueError(f"{text!r}: a variable is ${{NAME}} or ${{NAME:-default}}; $${{ is ${{")
     filled = _VARIABLE.sub(replacement, text)
     whole = _VARIABLE.fullmatch(text)
-    value = _read_scalar(filled) if whole and whole[2] else filled
+    value = plain_scalar(filled.strip()) if whole and whole[2] else filled
     return value, tuple(dict.fromkeys(used))
-
-
-def _read_scalar(text: str) -> Scalar:
-    """A number, true, false or null as such; anything else is text."""
-    try:
-        value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        return text
-    return value if value is None or isinstance(value, bool | int | float) else text

@@ -16,6 +16,7 @@ CONTRACT = {
     "artefacts",
     "types",
     "errors",
+    "files",
     "protocols",
     "deadline",
     "modes",

@@ -20,7 +20,7 @@ from hybrid.cli.run import Flag, option_name, read_prompt, read_text
 from hybrid.cli.terminal import Terminal
 from hybrid.deadline import format_duration
 from hybrid.errors import PolicyError, RequestError
-from hybrid.policies.loader import load_policy
+from hybrid.policies.loader import load_policy, value_at
 from hybrid.policies.schema import Policy, policy_schema
 from hybrid.requests import Options, make_request
 from hybrid.types import Plan
@@ -79,7 +79,8 @@ def show(policy: str, /, *, as_json: Annotated[Flag, Parameter(name="--json")] =
 def settled(policy: Policy) -> dict[str, Any]:
     """All that the policy says and all that it leaves as it is, as a policy file says it.
 
-    Tasks and rules keep to what they change; reading it back gives the same policy.
+    Tasks and rules keep to what they change; values from the environment are written as their
+    variables. Reading it back gives the same policy.
     """
     values = policy.model_dump(mode="json", exclude_defaults=True)
     values |= {"on_deadline": policy.on_deadline, "models": {}}
@@ -88,6 +89,10 @@ def settled(policy: Policy) -> dict[str, Any]:
         said = {} if model is None else model.model_dump(mode="json", exclude_defaults=True)
         values["models"][role] = {**named, **said} or None
     values["defaults"] = policy.defaults.model_dump(mode="json", exclude_none=True)
+    for location, text in policy.variables.items():
+        section = value_at(values, location[:-1])
+        if value_at(values, location) is not None:
+            section[location[-1]] = text
     return {name: values[name] for name in Policy.model_fields if name in values}
 
 

@@ -24,19 +24,40 @@ DOCUMENTS = [
     ("▸version:\n", "version", "is not the whole number 1"),
     ("version: 1\n▸version: 1\n", "version", "is given twice"),
     ("---\nversion: 1\n▸---\nversion: 1\n", "", "found another document"),
-    ("version: 1\n%YAML 3.0\n---\n", "", "not YAML"),
+    ("version: 1\n▸%YAML 3.0\n---\n", "", "not YAML"),
 ]
 SYNTAX = [
     ("defaults:\n▸\tbudget: 1s\n", "", "character '\\t' that cannot start any token"),
-    ("defaults: {budget: 1s\n▸", "", "not YAML"),
-    ("tasks: ▸*nowhere\n", "", "undefined alias 'nowhere'"),
+    ("defaults: {budget: 1s\n▸", "defaults", "not YAML"),
+    ("tasks: ▸*nowhere\n", "tasks", "undefined alias 'nowhere'"),
+    ("rules: [{name: a, when: {task: ▸*b}}]\n", "rules.0.when.task", "undefined alias 'b'"),
     ("description: ▸\x07\n", "", "character 0x07 is not allowed"),
-    ("tasks: " + "{a: " * 100 + "▸{a: " * 800 + "}" * 900, "", "more than 100 brackets are open"),
-    ("tasks: " + "[" * 100 + "▸" + "[" * 900_000, "", "more than 100 brackets are open"),
-    ("tasks:\n" + "".join(f"{' ' * n}a:\n" for n in range(1, 900)), "", "recursion"),
-    ("tasks: {code: {}, ▸code: {}}\n", "code", "is given twice"),
-    ("tasks: &all {▸a: *all}\n", "tasks.a", "expected a mapping"),
-    ("defaults: ▸!!python/object:os.system {}\n", "defaults", "has no tags such as tag:yaml.org"),
+    (
+        "tasks: " + "{a: " * 48 + "{▸a: " + "{a: " * 800 + "}" * 900,
+        "tasks" + ".a" * 48,
+        "50 levels",
+    ),
+    ("tasks: " + "[" * 51 + "▸" + "[" * 90_000, "tasks", "more than 50 brackets"),
+    (
+        "tasks:\n"
+        + "".join(f"{' ' * n}a:\n" for n in range(1, 49))
+        + " " * 49
+        + "▸a:\n"
+        + "".join(f"{' ' * n}a:\n" for n in range(50, 300)),
+        "tasks" + ".a" * 48,
+        "nested deeper than 50 levels",
+    ),
+    ("tasks: {code: {}, ▸code: {}}\n", "tasks.code", "is given twice"),
+    ("tasks: {a: {budget: 1s, draft: {}, ▸budget: 2s}}\n", "tasks.a.budget", "is given twice"),
+    ("tasks: &all {a: ▸*all}\n", "tasks.a", "contains itself"),
+    ("tasks: {a: &a {<<: ▸*a}}\n", "tasks.a.<<", "contains itself"),
+    ("tasks: {a: &a {draft: {<<: ▸*a}}}\n", "tasks.a.draft.<<", "contains itself"),
+    ("tasks: {a: {<<: ▸1}}\n", "tasks.a.<<", "merges a mapping, or a list of mappings"),
+    ("tasks: {a: {<<: ▸[x]}}\n", "tasks.a.<<", "merges a mapping, or a list of mappings"),
+    ("? ▸[tasks]\n: {}\n", "", "a key is one word"),
+    (f"▸{'9' * 100}: {{}}\n", "", "a number has at most 40 characters, not 100"),
+    ("defaults: ▸!!python/object:os.system {}\n", "defaults", "no tags such as !!python/object"),
+    ("defaults: ▸!!omap [a: 1]\n", "defaults", "has no tags such as !!omap"),
     ("description: ▸!secret x\n", "description", "has no tags such as !secret"),
 ]
 KINDS = [
@@ -45,7 +66,12 @@ KINDS = [
     ("tasks:\n  ▸code:\n", "tasks.code", "expected a mapping, not null"),
     ("rules: ▸{}\n", "rules", "expected a list, not {}"),
     ("rules: [▸x]\n", "rules.0", "expected a mapping, not 'x'"),
-    ("description: ▸2026-06-10\n", "description", "expected text"),
+    ("description: ▸2026\n", "description", "expected text, not 2026"),
+    (
+        f"defaults: {{max_new_tokens: ▸{'9' * 10_000}}}\n",
+        "defaults.max_new_tokens",
+        "40 characters",
+    ),
     ("▸7: x\n", "7", "a name is text here, not 7"),
     ("tasks: {▸true: {}}\n", "tasks.1", "a name is text here, not true"),
     ("models: {refiner: {model: ▸''}}\n", "models.refiner.model", "text that is not empty"),
@@ -240,6 +266,31 @@ def test_all_problems_are_told_at_once_in_the_files_order() -> None:
 def test_a_mistake_under_an_alias_is_told_wherever_it_is_used() -> None:
     problems = problems_of("version: 1\ntasks: {a: &a {bad: 1}, b: *a}\n")
     assert [problem.key for problem in problems] == ["tasks.a.bad", "tasks.b.bad"]
+
+
+def test_a_mistake_in_a_merged_mapping_is_told_where_it_stands() -> None:
+    problems = problems_of("version: 1\ntasks:\n  a: &a {budget: 1}\n  b: {<<: *a}\n")
+    assert [(problem.line, problem.key) for problem in problems] == [
+        (3, "tasks.a.budget"),
+        (3, "tasks.b.budget"),
+    ]
+
+
+def test_merged_keys_are_read_and_own_keys_win() -> None:
+    text = (
+        "version: 1\ntasks:\n  a: &a {budget: 1s, expected_tokens: 7}\n"
+        "  b: &b {<<: *a, budget: 2s}\n  c: {<<: [*b, *a]}\n"
+    )
+    tasks = parse_policy(text, "p").tasks
+    assert (tasks["b"].budget, tasks["b"].expected_tokens) == (2.0, 7)
+    assert (tasks["c"].budget, tasks["c"].expected_tokens) == (2.0, 7)
+
+
+def test_merges_cannot_blow_up() -> None:
+    lines = ["version: 1", "a0: &a0 {x: 1}"]
+    lines += [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 10)]
+    (problem,) = problems_of("\n".join(lines))
+    assert "more than 20000 values" in problem.message
 
 
 def test_aliases_cannot_blow_up() -> None:

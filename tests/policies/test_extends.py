@@ -1,5 +1,6 @@
 """Policies that start from another one."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -77,8 +78,29 @@ def test_circles_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="extends itself, through others"):
         load_policy(first)
     second.unlink()
-    with pytest.raises(PolicyError, match=r"second\.yaml: No such file"):
+    with pytest.raises(PolicyError, match=r"first\.yaml:2:10: extends: .*No such file"):
         load_policy(first)
+
+
+def test_what_is_no_file_cannot_be_extended(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    (tmp_path / "circle.yaml").symlink_to(tmp_path / "circle.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    for name in ("pipe", "zero", "circle", "folder"):
+        with pytest.raises(PolicyError) as caught:
+            parse_policy(f"version: 1\nextends: {name}.yaml\n", "mine", tmp_path)
+        (problem,) = caught.value.problems
+        assert (problem.file, problem.line, problem.column) == ("mine", 2, 10)
+        assert (problem.key, name in problem.message) == ("extends", True)
+
+
+def test_a_chain_of_files_has_an_end(tmp_path: Path) -> None:
+    for n in range(9):
+        text = f"version: 1\nextends: f{n + 1}.yaml\n"
+        (tmp_path / f"f{n}.yaml").write_text(text)
+    with pytest.raises(PolicyError, match="more than 4 files extend each other"):
+        load_policy(tmp_path / "f0.yaml")
 
 
 def test_an_unknown_preset_is_told_at_its_place() -> None:

@@ -1,5 +1,6 @@
 """Policy files and presets: where they are read from, and how they are understood."""
 
+import os
 import re
 from pathlib import Path
 
@@ -99,13 +100,16 @@ def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     latin, wide = tmp_path / "latin.yaml", tmp_path / "wide.yaml"
     latin.write_bytes("version: 1\ndescription: café\n".encode("latin-1"))
     wide.write_bytes("version: 1\n".encode("utf-16"))
-    large, endless = tmp_path / "large.yaml", Path("/dev/zero")
-    large.write_text(HEAD + "#" * 1_000_001)
+    large, pipe = tmp_path / "large.yaml", tmp_path / "pipe.yaml"
+    large.write_text(HEAD + "#" * 10_000_000)
+    os.mkfifo(pipe)
+    too_large = "larger than 200000 bytes, the limit"
     for path, line, column, message in (
         (latin, 2, 17, "not UTF-8 at byte 27"),
         (wide, 1, 1, "not UTF-8 at byte 0"),
-        (large, 0, 0, "a policy has at most 1000000 bytes"),
-        (endless, 0, 0, "a policy has at most 1000000 bytes"),
+        (large, 0, 0, too_large),
+        (pipe, 0, 0, "not a regular file"),
+        (Path("/dev/zero"), 0, 0, "not a regular file"),
         (tmp_path, 0, 0, "Is a directory"),
         (tmp_path / "none.yaml", 0, 0, "No such file or directory"),
     ):
