@@ -136,7 +136,11 @@ class Hybrid:
     def explain(self, prompt: Prompt, **options: Unpack[Options]) -> Plan:
         """The decision that `generate` would take, with what was rejected and why."""
         request = make_request(prompt, options)
-        return self._host.explain(request, self.policy)
+        return self._host.explain(request, self.policy)[1]
+
+    def count_prompt_tokens(self, prompt: Prompt) -> int:
+        """Tokens of a prompt or a conversation as the models read it; loads them, runs none."""
+        return self._host.explain(make_request(prompt, Options()), self.policy)[0].prompt_tokens
 
     @property
     def latency_basis(self) -> str:

@@ -14,7 +14,7 @@ from hybrid.policies.calibration import load_or_measure
 from hybrid.policies.history import History
 from hybrid.policies.measurements import history_file
 from hybrid.policies.schema import Policy
-from hybrid.types import Plan, Request, Result
+from hybrid.types import Plan, Request, Result, Signals
 
 
 class Local:
@@ -48,10 +48,10 @@ class Local:
             with self._lock:
                 self._in_flight -= 1
 
-    def explain(self, request: Request, policy: Policy) -> Plan:
-        """The decision that `answer` would take."""
+    def explain(self, request: Request, policy: Policy) -> tuple[Signals, Plan]:
+        """The decision that `answer` would take, and what it rests on."""
         with self._lock:
-            return self._ready(policy).plan(request, self._in_flight)[1]
+            return self._ready(policy).plan(request, self._in_flight)
 
     def load(self, policy: Policy) -> str:
         """Load the models now; how and when the costs that plans are predicted with were measured.

@@ -41,6 +41,11 @@ def test_generate_answers() -> None:
     assert result.timing.budget_s == 2.0
 
 
+def test_prompt_tokens_are_counted_without_an_answer() -> None:
+    drafter = ScriptedDrafter(ANSWERS)
+    assert make_hybrid(drafter).count_prompt_tokens("say what?") == 9
+
+
 def test_stream_tells_every_step_and_ends_with_the_result() -> None:
     events = list(make_hybrid().stream("say it"))
     kinds = [type(event) for event in events]

@@ -41,6 +41,7 @@ app.command("hybrid.cli.policy:app", name="policy", help="Check, show and explai
 app.command("hybrid.cli.experiment:app", name="experiment", help="Measure policies on tasks.")
 app.command("hybrid.cli.fit:fit", name="fit", help="Fit a policy to an experiment's records.")
 app.command("hybrid.cli.harness:lm_eval", name="lm-eval", help="Run lm-evaluation-harness.")
+app.command("hybrid.cli.serve:serve", name="serve", help="Answer OpenAI clients over HTTP.")
 app.command("hybrid.cli.inspect:inspect", name="inspect", help="Say what a model folder holds.")
 app.command("hybrid.cli.quantize:quantize", name="quantize", help="Write a model as NVFP4.")
 app.command("hybrid.cli.calibrate:calibrate", name="calibrate", help="Measure this machine.")

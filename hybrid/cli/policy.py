@@ -14,7 +14,6 @@ from rich.table import Table
 from ruamel.yaml import YAML
 
 from hybrid.cli import OK, WRONG_INPUT
-from hybrid.cli.record import to_json
 from hybrid.cli.render import printable
 from hybrid.cli.run import Flag, option_name, read_prompt, read_text
 from hybrid.cli.terminal import Terminal
@@ -23,6 +22,7 @@ from hybrid.errors import PolicyError, RequestError
 from hybrid.policies.loader import load_policy, value_at
 from hybrid.policies.schema import Policy, policy_schema
 from hybrid.requests import Options, make_request
+from hybrid.serialization import to_json
 from hybrid.types import Plan
 
 app = App(name="policy", help="Check, show, explain and compare policies.")

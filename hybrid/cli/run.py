@@ -12,12 +12,12 @@ from cyclopts import Parameter
 from rich.padding import Padding
 
 from hybrid.cli.live import MARGIN, answer_live
-from hybrid.cli.record import to_json
 from hybrid.cli.render import printable
 from hybrid.cli.summary import summary
 from hybrid.cli.terminal import Terminal
 from hybrid.errors import RequestError
 from hybrid.requests import Options, make_request
+from hybrid.serialization import to_json
 from hybrid.types import Event, Request, Result
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]

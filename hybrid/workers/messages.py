@@ -25,7 +25,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Explain:
-    """Asks a worker for its plan of a pickled request."""
+    """Asks a worker for the signals and the plan of a pickled request."""
 
     request: bytes
 

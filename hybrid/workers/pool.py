@@ -13,7 +13,7 @@ from hybrid.cores import given_cores, share_of
 from hybrid.deadline import CancelFlag
 from hybrid.pipeline import Custom, Emit
 from hybrid.policies.schema import ModelsSection, Policy
-from hybrid.types import Finished, Plan, Request, Result
+from hybrid.types import Finished, Plan, Request, Result, Signals
 from hybrid.workers.messages import Answer, Explain, Load, pickled
 from hybrid.workers.process import WorkerProcess
 
@@ -46,12 +46,12 @@ class Workers:
             emit(Finished(result))
         return result
 
-    def explain(self, request: Request, policy: Policy) -> Plan:
-        """The decision that `answer` would take."""
+    def explain(self, request: Request, policy: Policy) -> tuple[Signals, Plan]:
+        """See `Local.explain`."""
         question = Explain(pickled("checks", request))
         with self._least_busy(policy) as worker:
-            plan: Plan = worker.ask(question, policy)
-        return plan
+            decision: tuple[Signals, Plan] = worker.ask(question, policy)
+        return decision
 
     def load(self, policy: Policy) -> str:
         """See `Local.load`."""

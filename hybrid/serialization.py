@@ -27,12 +27,13 @@ def record(result: Result | Plan) -> dict[str, Any]:
 
 def to_json(result: Result | Plan) -> str:
     """One JSON object on one line, in ASCII: safe in any terminal, pipe and encoding."""
-    return json.dumps(_finite(record(result)), allow_nan=False)
+    return json.dumps(finite(record(result)), allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain values in which NaN and infinity are null: JSON has no numbers for them."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hybrid.cli.record import record, to_json
+from hybrid.serialization import record, to_json
 from hybrid.types import Edit, Finished, Request, Result
 
 
