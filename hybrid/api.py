@@ -251,7 +251,9 @@ class AsyncHybrid:
         waiting = CapacityLimiter(1)  # of its own: the usual one lets 40 wait in all
         try:
             while (
-                event := await to_thread.run_sync(next, events, None, limiter=waiting)
+                event := await to_thread.run_sync(
+                    next, events, None, limiter=waiting, abandon_on_cancel=True
+                )
             ) is not None:
                 yield event
         finally:  # also while a thread waits for the next event: closing wakes it

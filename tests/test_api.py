@@ -3,22 +3,24 @@
 import asyncio
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import anyio
 import pytest
 
 from hybrid import AsyncHybrid, Hybrid
 from hybrid.backends import Models
 from hybrid.drafters.scripted import ScriptedDrafter
-from hybrid.errors import BackendError, PolicyError, RequestError
+from hybrid.errors import BackendError, Cancelled, PolicyError, RequestError
 from hybrid.policies.history import History
 from hybrid.policies.latency import LatencyModel
 from hybrid.policies.loader import parse_policy
 from hybrid.policies.measurements import history_file
 from hybrid.policies.watch import WatchedPolicy
+from hybrid.protocols import DraftJob
 from hybrid.refiners.scripted import ScriptedRefiner
-from hybrid.types import Denoised, Drafted, Finished, Planned, Request, Signals
+from hybrid.types import Denoised, Draft, Drafted, Finished, Planned, Request, Signals
 
 PROBES = {"add 12 + 34": "46", "add 12 + 34 " * 8: "46"}  # what calibration asks
 ANSWERS = {"say it": "the quick brown fox", **PROBES}
@@ -121,6 +123,25 @@ def test_an_error_reaches_the_streams_reader() -> None:
     hybrid.load()
     with pytest.raises(RequestError, match="scripted are"):
         list(hybrid.stream("what?"))
+
+
+def test_a_cancelled_scope_does_not_wait_for_the_next_event() -> None:
+    class Silent(ScriptedDrafter):
+        def draft(self, jobs: Sequence[DraftJob]) -> list[Draft]:
+            if jobs[0].request.prompt != "say it":
+                return super().draft(jobs)
+            assert jobs[0].deadline.cancelled.wait(60)
+            raise Cancelled("as asked")
+
+    async def run() -> None:
+        hybrid = AsyncHybrid(make_hybrid(Silent(ANSWERS)))
+        hybrid._hybrid.load()
+        with anyio.move_on_after(0.05) as scope:
+            async for event in hybrid.stream("say it"):
+                assert isinstance(event, Planned)
+        assert scope.cancelled_caught
+
+    anyio.run(run)
 
 
 def test_closing_a_stream_stops_the_work_and_frees_the_models() -> None:

@@ -42,6 +42,7 @@ PARAMETERS = {  # the names of a Request's fields in this dialect
     "task": "hybrid.task",
     "refine": "hybrid.refine",
     "infill": "hybrid.infill",
+    "checks": "hybrid.checks",
     "max_denoising_steps": "hybrid.max_denoising_steps",
     "max_new_tokens": "max_tokens",
     "prompt": "messages",

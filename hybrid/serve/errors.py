@@ -111,7 +111,8 @@ def api_error(error: BaseException, names: Mapping[str, str] | None = None) -> A
 def _of_hybrid(error: HybridError, names: Mapping[str, str]) -> ApiError:
     match error:
         case RequestError():
-            field_name = names.get(error.field, error.field)
+            head, dot, rest = error.field.partition(".")
+            field_name = names.get(head, head) + dot + rest
             message = f"{field_name}: {_shown(error.given)} is not allowed; {error.allowed}"
             return ApiError(400, message, "invalid_value", field_name)
         case CapabilityError():

@@ -109,7 +109,6 @@ class ResponsesRequest(Body):
     top_p: TopP | None = None
     reasoning: Reasoning | None = None
     text: TextSettings | None = None
-    metadata: dict[str, str] | None = None
     stream: bool | None = None
     hybrid: HybridFields | None = None
 

@@ -231,10 +231,12 @@ def _inner(text: str, between: tuple[str, str] | None) -> str:
     """What a fill in the middle wrote: the text without both of its sides."""
     if between is None:
         return text
-    before, after = (side.strip(" ") for side in between)
-    start = text.find(before) + len(before) if before in text else 0
-    end = text.rfind(after) if after and after in text[start:] else len(text)
-    return text[start:end]
+    before, after = between
+    # A blank's first token brings its own space, and an empty one none at all.
+    start = len(before) if text.startswith(before) else len(before.rstrip(" "))
+    rest = text[start:]
+    ending = next((a for a in (after, after.lstrip(" ")) if rest.endswith(a)), "")
+    return rest[: len(rest) - len(ending)]
 
 
 def _logprobs(result: Result, pieces: dict[int, tuple[str, ...]]) -> tuple[tuple[str, float], ...]:
