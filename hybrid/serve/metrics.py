@@ -16,7 +16,6 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from hybrid import __version__
-from hybrid.batching import SLOTS
 from hybrid.errors import Cancelled
 from hybrid.serve.call import Call, Choice, Head
 from hybrid.serve.errors import api_error
@@ -24,6 +23,7 @@ from hybrid.serve.service import Service
 from hybrid.types import Result
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 60)
+ROWS = 16  # a drafter's `MAX_BATCH_SIZE`, whose module would import torch
 _RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2, 3, 5, 10)
 
 
@@ -132,7 +132,7 @@ class _Now(Collector):
     def collect(self) -> Iterable[Metric]:
         """See prometheus-client. A drafter works on 16 rows; whoever is beyond them waits."""
         service = self._service
-        waiting = max(0, service.in_flight - SLOTS * max(1, service.workers))
+        waiting = max(0, service.in_flight - ROWS * max(1, service.workers))
         running = service.in_flight - waiting
         yield GaugeMetricFamily("hybrid_requests_running", "Being answered.", running)
         yield GaugeMetricFamily("hybrid_requests_waiting", "Waiting for a row.", waiting)

@@ -102,15 +102,14 @@ def test_whoever_leaves_frees_the_row_within_one_step(
             client = Client(body)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(client.run, app)
-                drafter.may_step.release()
-                await _until(lambda: drafter.taken)
-                await _until(lambda: len(drafter.deadlines) == 2)  # the second step has begun
+                drafter.may_step.release(n)
+                await _until(lambda: len(drafter.deadlines) == 2 * n)  # the second step has begun
                 client.leaves.set()
-                await _until(lambda: drafter.deadlines[-1].cancelled.is_set())
+                await _until(lambda: all(d.cancelled.is_set() for d in drafter.deadlines))
                 drafter.may_step.release(n)  # the step that was being taken
             assert not any(message.get("status") == 200 for message in client.sent) or is_stream
             await _until(lambda: len(drafter.ended) == len(drafter.begun))
-            assert len(drafter.taken) <= 1 + n
+            assert len(drafter.taken) == 2 * n
             assert app.state.service.in_flight == 0
 
     anyio.run(run)

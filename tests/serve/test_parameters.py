@@ -38,7 +38,7 @@ def test_an_answer_has_openais_shape_and_says_how_it_came_about(client: TestClie
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 def test_the_token_limit_is_exact(client: TestClient, name: str) -> None:
-    body = client.post(CHAT, json=ask(**{name: 7})).json()
+    body = client.post(CHAT, json={**ask(), name: 7}).json()
     assert body["choices"][0]["message"]["content"] == FOX[:7]
     assert body["choices"][0]["finish_reason"] == "length"
     assert body["usage"]["completion_tokens"] == 7
@@ -172,14 +172,20 @@ def test_what_cannot_be_done_is_refused_by_name(
 
 
 def test_what_changes_nothing_is_listed(client: TestClient) -> None:
-    more = {"user": "me", "store": True, "verbosity": "low", "service_tier": None, "tools": []}
+    more: dict[str, Any] = {
+        "user": "me",
+        "store": True,
+        "verbosity": "low",
+        "service_tier": None,
+        "tools": [],
+    }
     response = client.post(CHAT, json=ask(**more))
     assert response.status_code == 200
     assert response.headers["x-hybrid-ignored"] == "user, store, verbosity"
 
 
 def test_names_that_a_header_cannot_hold_are_counted(client: TestClient) -> None:
-    more = {"user": 1, "ü\r\nx: y": 2, **{f"field{n}": n for n in range(40)}}
+    more: dict[str, Any] = {"user": 1, "ü\r\nx: y": 2, **{f"field{n}": n for n in range(40)}}
     ignored = client.post(CHAT, json=ask(**more)).headers["x-hybrid-ignored"]
     assert ignored.startswith("user, field0, field1")
     assert ignored.endswith("and 10 more")
