@@ -293,7 +293,11 @@ class Refinement:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds a request really took, beside what the plan predicted."""
+    """Seconds a request really took, beside what the plan predicted.
+
+    `waiting_s`, a part of the total, passed while others were served: in the queue of the drafter
+    and in that of the refiner.
+    """
 
     total_s: float
     plan_s: float
@@ -302,6 +306,7 @@ class Timing:
     predicted_p50_s: float
     predicted_p95_s: float
     budget_s: float | None
+    waiting_s: float = 0.0
 
     @property
     def within_budget(self) -> bool:
@@ -324,7 +329,7 @@ class Result:
     """The answer, and everything that was decided and measured on the way to it.
 
     `checks` are the request's, on the answer that was chosen. `notes` are sentences for the reader:
-    a refiner that failed, a prompt outside the model's tasks.
+    a refiner that failed, a prompt outside the model's tasks. `id` names the request in logs.
     """
 
     text: str
@@ -340,6 +345,7 @@ class Result:
     seed: int
     notes: tuple[str, ...] = field(default=())
     checks: tuple[CheckOutcome, ...] = ()
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,6 +384,13 @@ class Drafted:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """Event: the refiner has written more; `text` is the answer as far as it stands."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Patched:
     """Event: the refiner has changed the draft."""
 
@@ -391,4 +404,4 @@ class Finished:
     result: Result
 
 
-Event = Planned | Denoised | Drafted | Patched | Finished
+Event = Planned | Denoised | Drafted | Written | Patched | Finished
