@@ -98,7 +98,7 @@ class Admission:
         late_s = answered_s - _BUDGET_SHARE * (due_at - now) if position else 0.0
         for index, other_due_at in enumerate(self._due_at[position:], position + 1):
             left_s = _BUDGET_SHARE * (other_due_at - now)
-            if self._answered_s(index - 1, service_s) <= left_s:  # it would not be late anyway
+            if self._answered_s(index - 1, service_s) <= left_s + _TOLERANCE_S:  # not late yet
                 late_s = max(late_s, self._answered_s(index, service_s) - left_s)
         if late_s > _TOLERANCE_S:
             raise Overloaded(answered_s - service_s, max(late_s, _MIN_RETRY_S), len(self._due_at))
