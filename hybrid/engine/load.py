@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from hybrid.engine.compile_ahead import compile_ahead
 from hybrid.engine.memory import require_host_memory, require_memory
 from hybrid.engine.model import EngineModel
 from hybrid.engine.reading import read_weights
@@ -108,4 +109,7 @@ def load_engine(
         raise CapabilityError(f"loading {path}", str(device), missing) from None
     finally:
         checkpoint.close()
-    return EngineModel(config, weights)
+    model = EngineModel(config, weights)
+    if device.type == "cuda":
+        compile_ahead(model)
+    return model

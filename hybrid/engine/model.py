@@ -33,7 +33,7 @@ from hybrid.kernels.selfcond import condition
 _CHUNK = 512  # prompt tokens of all rows in one pass: bounds the working memory
 _MAX_DECODE_TOKENS = 16  # passes of up to so many tokens are captured as graphs, and a canvas's
 # Tokens a row that kernels see: every other number would be compiled for, seconds at a time.
-_PASS_SIZES = (1, 2, 4, 8, _MAX_DECODE_TOKENS, 64, 256, _CHUNK)
+PASS_SIZES = (1, 2, 4, 8, _MAX_DECODE_TOKENS, 64, 256, _CHUNK)
 
 
 class EngineModel:
@@ -96,7 +96,7 @@ class EngineModel:
         token_ids = self.config.embedded_ids(token_ids)
         outputs: list[Tensor] = []
         tokens, done = token_ids.shape[1], 0
-        limit = max(_CHUNK // len(numbers), _MAX_DECODE_TOKENS, self.config.canvas_length)
+        limit = self.max_pass_tokens(len(numbers))
         while done < tokens or not outputs:
             now = [min(limit, length) for length in remaining]
             metadata = cache.metadata(numbers, now, min(tokens - done, limit), causal=True)
@@ -108,6 +108,10 @@ class EngineModel:
             remaining = [left - read for left, read in zip(remaining, now, strict=True)]
             done += metadata.tokens
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+    def max_pass_tokens(self, rows: int) -> int:
+        """How many tokens a row one causal pass of so many rows reads."""
+        return max(_CHUNK // rows, _MAX_DECODE_TOKENS, self.config.canvas_length)
 
     def read(
         self,
@@ -186,7 +190,7 @@ class EngineModel:
 
     def _read(self, token_ids: Tensor, metadata: AttentionMetadata, cache: Cache) -> Tensor:
         buffers = self.kv_buffers(cache)
-        tokens = next((size for size in _PASS_SIZES if size >= metadata.tokens), metadata.tokens)
+        tokens = next((size for size in PASS_SIZES if size >= metadata.tokens), metadata.tokens)
         ids = torch.zeros((len(metadata.rows), tokens), device=self.device, dtype=torch.int64)
         ids[:, : token_ids.shape[1]].copy_(token_ids)
         inputs = (ids, *device_vectors(metadata, self.device))
