@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import torch
 
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.cores import available_cores
 from hybrid.drafters.eager_runner import EagerRunner
 from hybrid.drafters.engine import DraftEngine
@@ -27,7 +28,6 @@ from hybrid.engine.model import EngineModel
 from hybrid.errors import CheckpointError, RequestError
 from hybrid.gemma.fields import Fields
 from hybrid.gemma.threads import SMALL_HIDDEN_SIZE
-from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.priority import PriorityQueue
 from hybrid.protocols import DraftJob
 from hybrid.types import Activations, Draft, DraftParams, Request
@@ -101,11 +101,6 @@ class DiffusionGemmaDrafter:
         """How many engines work side by side: for a small model on a CPU, one a core."""
         is_small = self.model.config.hidden_size <= SMALL_HIDDEN_SIZE
         return available_cores() if is_small and self.model.device.type == "cpu" else 1
-
-    @property
-    def concurrency(self) -> int:
-        """See `Drafter.concurrency`: on a GPU a row more costs little, on a CPU a core."""
-        return self.num_engines if self.model.device.type == "cpu" else self._max_batch_size
 
     @property
     def num_waiting(self) -> int:

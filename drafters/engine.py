@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import torch
 
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.drafters.model_runner import ModelRunner
 from hybrid.drafters.scheduler import ScheduledStep, Scheduler
 from hybrid.drafters.sequence import DraftSequence
 from hybrid.errors import Cancelled
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.threads import Threads
-from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.types import Denoised, Draft
 
 

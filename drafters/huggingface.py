@@ -11,11 +11,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter, read_params
 from hybrid.errors import CheckpointError
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.reference.huggingface import load_hf_reference, require_float
-from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.types import Activations
 
 

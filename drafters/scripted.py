@@ -26,7 +26,6 @@ class ScriptedDrafter:
     fails: bool = False
     canvas_length: int = 64
     max_context: int = 4096
-    concurrency: int = 1
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -35,7 +34,7 @@ class ScriptedDrafter:
 
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Drafter.count_prompt_tokens`."""
-        return len(request.conversation[-1].content.encode())
+        return len(request.question.encode())
 
     def count_blank_tokens(self, request: Request) -> int:
         """See `Drafter.count_blank_tokens`; it fills in nothing."""
@@ -50,7 +49,7 @@ class ScriptedDrafter:
         return [self._draft(job) for job in jobs]
 
     def _draft(self, job: DraftJob) -> Draft:
-        prompt = job.request.conversation[-1].content
+        prompt = job.request.question
         if prompt not in self.answers:
             raise RequestError("prompt", prompt, f"scripted are {sorted(self.answers)}")
         answer = [*self.answers[prompt].encode(), END][: job.max_new_tokens]

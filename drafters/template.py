@@ -1,20 +1,20 @@
 """Infill templates: an answer with blanks, `x = <blank:1>; y = 9`, laid out on one canvas."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from hybrid.errors import RequestError
 
 _BLANK = re.compile(r"<blank:(\d{1,18})>")
-_ANCHORS = ("\n", ".", "a")  # text to put before a piece that continues a line
 
 
 class Encoder(Protocol):
     """The part of a tokenizer that a template needs."""
 
     def encode(self, text: str) -> list[int]: ...
+
+    def encode_continuation(self, text: str) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +57,9 @@ def parse_template(text: str, encoder: Encoder, canvas_length: int, end_token: i
         if index + 1 < len(parts):
             part = part.removesuffix(" ")  # a space before a blank is part of the blank's token
         if part:
-            tokens += _continuation(part, encoder) if tokens else encoder.encode(part)
+            tokens += encoder.encode_continuation(part) if tokens else encoder.encode(part)
     if len(tokens) > canvas_length:
         given = f"{len(tokens)} tokens, {tokens.count(None)} of them blank"
         raise RequestError("infill", given, f"text and blanks fit in {canvas_length} tokens")
     end = [end_token] * (canvas_length - len(tokens))
     return Template((*tokens, *end), len(tokens))
-
-
-def _continuation(text: str, encoder: Encoder) -> Sequence[int]:
-    """Token ids of text that follows other text, without the space that starts a line."""
-    for anchor in _ANCHORS:
-        before, whole = encoder.encode(anchor), encoder.encode(anchor + text)
-        if whole[: len(before)] == before:
-            return whole[len(before) :]
-    return encoder.encode(text)

@@ -24,7 +24,8 @@ from hybrid.types import (
     Role,
 )
 
-Prompt = str | Sequence[Message | Mapping[str, str]] | Request
+Prompt = str | Sequence[Message | Mapping[str, object]] | Request
+_MESSAGE_KEYS = {"role", "content", "control_tokens"}
 
 
 class Options(TypedDict, total=False):
@@ -76,9 +77,13 @@ def make_request(prompt: Prompt, options: Options) -> Request:
     for name in unknown:
         hint = did_you_mean(name, Options.__annotations__)
         raise RequestError("option", name, f"one of {[*Options.__annotations__]}{hint}")
+    messages = () if isinstance(prompt, str) else _messages(prompt)
+    if options.get("infill") is not None and messages and messages[-1].role == "assistant":
+        allowed = "a template is the whole answer: end with a user's message"
+        raise RequestError("infill", options["infill"], allowed)
     return Request(
         prompt=_check_prompt(prompt) if isinstance(prompt, str) else "",
-        messages=() if isinstance(prompt, str) else _messages(prompt),
+        messages=messages,
         task=_text("task", options.get("task")),
         budget_s=_duration("budget", options.get("budget")),
         timeout_s=_duration("timeout", options.get("timeout")),
@@ -155,22 +160,39 @@ def _check_text(field: str, text: str) -> str:
     return text
 
 
-def _messages(turns: Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:
+def _messages(turns: Sequence[Message | Mapping[str, object]]) -> tuple[Message, ...]:
     if not isinstance(turns, Sequence) or isinstance(turns, bytes):
         raise RequestError("prompt", turns, "a text, a list of messages or a Request")
     messages = tuple(turn if isinstance(turn, Message) else _message(turn) for turn in turns)
-    if not messages or messages[-1].role != "user":
-        raise RequestError("messages", len(messages), "end a conversation with a user's message")
+    if not messages or messages[-1].role in ("system", "developer"):
+        allowed = "end a conversation with a user's message, a tool's, or one to be continued"
+        raise RequestError("messages", len(messages), allowed)
     _check_prompt(messages[-1].content)
     return messages
 
 
-def _message(turn: Mapping[str, str]) -> Message:
-    if isinstance(turn, Mapping) and turn.keys() == {"role", "content"}:
-        role, content = turn["role"], turn["content"]
-        if role in get_args(Role) and isinstance(content, str):
-            return Message(cast(Role, role), _check_text("messages", content))
-    raise RequestError("messages", turn, f"give a role {get_args(Role)} and a content")
+def _message(turn: Mapping[str, object]) -> Message:
+    allowed = f"give a role {get_args(Role)} and a content: text, or a list of text parts"
+    if not isinstance(turn, Mapping) or not {"role", "content"} <= turn.keys() <= _MESSAGE_KEYS:
+        raise RequestError("messages", turn, allowed)
+    role, content, control = turn["role"], turn["content"], turn.get("control_tokens", False)
+    parts = _parts(content) if isinstance(content, list | tuple) else ()
+    text = "".join(parts) if parts else content
+    if role not in get_args(Role) or not isinstance(text, str) or not isinstance(control, bool):
+        raise RequestError("messages", turn, allowed)
+    return Message(cast(Role, role), _check_text("messages", text), parts, control)
+
+
+def _parts(content: Sequence[object]) -> tuple[str, ...]:
+    """The texts of a content in parts, `{"type": "text", "text": ...}` each."""
+    texts: list[str] = []
+    for part in content:
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(text, str):
+            allowed = 'text parts, {"type": "text", "text": "..."}; nothing else is read'
+            raise RequestError("messages", part, allowed)
+        texts.append(text)
+    return tuple(texts)
 
 
 def _duration(field: str, duration: str | timedelta | None) -> float | None:

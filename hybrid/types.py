@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "budget"]  # end token, max_new_tokens or context, deadline
 RefineMode = Literal[
     "none", "score", "best_of", "repair", "guide", "cascade", "verify", "rewrite", "generate"
@@ -25,10 +25,17 @@ TaskSource = Literal["given", "recognised", "classified", "default"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    `parts` are the pieces of the content where it was given in pieces; some chat templates write
+    them otherwise than one text. Text that spells a control token of the model, such as `<eos>`,
+    stays text, unless `control_tokens` says that it is meant.
+    """
 
     role: Role
     content: str
+    parts: tuple[str, ...] = ()
+    control_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +106,18 @@ class Request:
 
     @property
     def conversation(self) -> tuple[Message, ...]:
-        """The messages, with a bare prompt as the user's one turn."""
+        """The messages, with a bare prompt as the user's one turn.
+
+        One that ends with the assistant's message is continued by the answer.
+        """
         return self.messages or (Message("user", self.prompt),)
+
+    @property
+    def question(self) -> str:
+        """The text that is to be answered: that of the user's last message, else of the last."""
+        turns = self.conversation
+        asked = (turn for turn in reversed(turns) if turn.role == "user")
+        return next(asked, turns[-1]).content
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,11 +310,7 @@ class Refinement:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds a request really took, beside what the plan predicted.
-
-    `waiting_s`, a part of the total, passed while others were served: in the queue of the drafter
-    and in that of the refiner.
-    """
+    """Seconds a request really took, beside what the plan predicted."""
 
     total_s: float
     plan_s: float
@@ -306,7 +319,6 @@ class Timing:
     predicted_p50_s: float
     predicted_p95_s: float
     budget_s: float | None
-    waiting_s: float = 0.0
 
     @property
     def within_budget(self) -> bool:
@@ -329,7 +341,7 @@ class Result:
     """The answer, and everything that was decided and measured on the way to it.
 
     `checks` are the request's, on the answer that was chosen. `notes` are sentences for the reader:
-    a refiner that failed, a prompt outside the model's tasks. `id` names the request in logs.
+    a refiner that failed, a prompt outside the model's tasks.
     """
 
     text: str
@@ -345,7 +357,6 @@ class Result:
     seed: int
     notes: tuple[str, ...] = field(default=())
     checks: tuple[CheckOutcome, ...] = ()
-    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,13 +395,6 @@ class Drafted:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """Event: the refiner has written more; `text` is the answer as far as it stands."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Patched:
     """Event: the refiner has changed the draft."""
 
@@ -404,4 +408,4 @@ class Finished:
     result: Result
 
 
-Event = Planned | Denoised | Drafted | Written | Patched | Finished
+Event = Planned | Denoised | Drafted | Patched | Finished

@@ -39,7 +39,7 @@ def gather(
         constraints=len(request.checks),
         task_confidence=confidence,
         load=load,
-        amount=_amount(request.conversation[-1].content),
+        amount=_amount(request.question),
         custom=custom or {},
     )
 
@@ -58,7 +58,7 @@ def _task(
             hint = did_you_mean(request.task, policy.tasks)
             raise RequestError("task", request.task, allowed + hint)
         return request.task, "given", 1.0
-    prompt = request.conversation[-1].content
+    prompt = request.question
     if recognise is not None:
         found = recognise(prompt)
         return (found, "recognised", 1.0) if found in policy.tasks else (None, "default", 1.0)

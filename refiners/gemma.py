@@ -7,12 +7,11 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from hybrid.cores import available_cores
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.deadline import Deadline
 from hybrid.engine.load import load_fastest
 from hybrid.errors import RequestError
 from hybrid.gemma.threads import Threads
-from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.kernels.noise import gumbel_torch, position_keys_torch, row_key
 from hybrid.protocols import SamplingParams, Scores, Until
 from hybrid.refiners.speculation import Source
@@ -63,11 +62,6 @@ class GemmaRefiner:
         """See `Refiner.end_token_ids`."""
         ends: frozenset[int] = self.model.config.end_token_ids
         return ends
-
-    @property
-    def concurrency(self) -> int:
-        """See `Refiner.concurrency`: as many as drafting leaves cores."""
-        return max(1, available_cores() - 1)
 
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Refiner.count_prompt_tokens`."""

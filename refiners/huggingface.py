@@ -13,13 +13,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.errors import CheckpointError
 from hybrid.gemma.checkpoint.foreign import refuse_foreign
 from hybrid.gemma.config import read_end_token_ids
 from hybrid.gemma.fields import Fields
 from hybrid.gemma.reference.huggingface import CLASSES, load_hf_reference, placement, require_float
 from hybrid.gemma.reference.trust import refuse_foreign_code
-from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.types import Activations
 

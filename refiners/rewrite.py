@@ -7,8 +7,8 @@ The answer is token for token what the refiner writes after that prompt without 
 from dataclasses import replace
 from difflib import SequenceMatcher
 
+from hybrid.errors import CapabilityError
 from hybrid.refiners.context import Outcome, RefineContext
-from hybrid.refiners.written_text import reporting
 from hybrid.types import Message, Request
 
 _ASK = (
@@ -27,9 +27,7 @@ def rewrite(context: RefineContext) -> Outcome:
         context.sampling,
     )
     limit = min(context.max_new_tokens, session.max_answer_tokens)
-    token_ids, reason = session.write(
-        (), limit, reporting(context.on_tokens), source=draft.token_ids
-    )
+    token_ids, reason = session.write((), limit, source=draft.token_ids)
     blocks = SequenceMatcher(None, draft.token_ids, token_ids, False).get_matching_blocks()
     kept = sum(block.size for block in blocks)
     why = "rewritten by the refiner, which had read the draft"
@@ -38,7 +36,13 @@ def rewrite(context: RefineContext) -> Outcome:
 
 
 def with_draft(request: Request, draft: str) -> Request:
-    """The request with a draft of its answer in the last message."""
+    """The request with a draft of its answer in the last message.
+
+    Raises CapabilityError for a conversation to be continued: the refiner would begin anew.
+    """
     *before, last = request.conversation
+    if last.role == "assistant":
+        missing = "it writes the answer anew; end with a user's message, or choose another mode"
+        raise CapabilityError("rewrite", "a conversation that is to be continued", missing)
     content = _ASK.format(prompt=last.content, draft=draft)
     return replace(request, prompt="", messages=(*before, Message(last.role, content)))

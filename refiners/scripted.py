@@ -25,11 +25,10 @@ class ScriptedRefiner:
     answers: Mapping[str, str]
     fails_at: Stage | None = None
     end_token_ids: frozenset[int] = field(default=frozenset({END}), init=False)
-    concurrency: int = 1
 
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Refiner.count_prompt_tokens`."""
-        return len(request.conversation[-1].content.encode())
+        return len(request.question.encode())
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -46,7 +45,7 @@ class ScriptedRefiner:
         """See `Refiner.open`; raises RequestError for a prompt without an answer."""
         if self.fails_at == "open":
             raise BackendError("open", "scripted failure", retryable=True)
-        prompt = request.conversation[-1].content
+        prompt = request.question
         if prompt not in self.answers:
             raise RequestError("prompt", prompt, f"scripted are {sorted(self.answers)}")
         answer = [*self.answers[prompt].encode(), END]

@@ -14,16 +14,15 @@ from typing import Any, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.deadline import Deadline
 from hybrid.errors import BackendError, CapabilityError, did_you_mean
 from hybrid.gemma.config import read_end_token_ids
-from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.protocols import SamplingParams, Scores, Until
 from hybrid.refiners.gemma import answer_room
 from hybrid.refiners.server import Late, Server
 from hybrid.types import FinishReason, Request
 
-_MAX_SESSIONS = 64
 _CONTEXT = 131_072  # where the server does not tell
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
@@ -113,11 +112,6 @@ class VllmRefiner:
     def end_token_ids(self) -> frozenset[int]:
         """See `Refiner.end_token_ids`."""
         return self._end_token_ids
-
-    @property
-    def concurrency(self) -> int:
-        """See `Refiner.concurrency`: the server batches what it is asked for."""
-        return _MAX_SESSIONS
 
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Refiner.count_prompt_tokens`."""
@@ -295,8 +289,10 @@ class _Writing:
             "seed": sampling.seed,
             "stream": True,
         }
-        if not session.answer and not self.token_ids:
-            turns = [{"role": m.role, "content": m.content} for m in session.request.conversation]
+        conversation = session.request.conversation
+        begins = not session.answer and not self.token_ids
+        if begins and session.refiner.tokenizer.is_plain(conversation):
+            turns = [{"role": m.role, "content": m.content} for m in conversation]
             return "/chat/completions", session._body(body | {"messages": turns})
         ids = (*session.prompt, *session.answer, *self.token_ids)
         ends = sorted(session.refiner.end_token_ids)

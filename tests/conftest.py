@@ -16,7 +16,6 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models; also in commands
 
 import torch
-from jinja2 import Template
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
@@ -24,7 +23,7 @@ if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
 
 
 if TYPE_CHECKING:
-    from hybrid.gemma.tokenizer import ChatTokenizer
+    from hybrid.conversation.tokenizer import ChatTokenizer
 
 
 # A shell's background jobs ignore Ctrl-C, and so would every test of it.
@@ -159,9 +158,10 @@ def make_causal(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple
 @pytest.fixture(scope="session")
 def word_tokenizer() -> "ChatTokenizer":
     """One token a word, w0 to w60, and prompts as they are written."""
-    from hybrid.gemma.tokenizer import ChatTokenizer
+    from hybrid.conversation.template import ChatTemplate
+    from hybrid.conversation.tokenizer import ChatTokenizer
 
     words = {f"w{index}": index for index in range(61)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return ChatTokenizer(tokenizer, Template("{{ messages[-1].content }}"), {})
+    return ChatTokenizer(tokenizer, ChatTemplate("{{ messages[-1].content }}"))

@@ -27,9 +27,10 @@ CONTRACT = {
 MAY_IMPORT = {
     "kernels": {"kernels"},
     "hybrid/gemma": {"gemma", "kernels", *CONTRACT},
+    "hybrid/conversation": {"conversation", "gemma", *CONTRACT},
     "hybrid/engine": {"engine", "gemma", "kernels", *CONTRACT},
-    "drafters": {"drafters", "engine", "gemma", "kernels", *CONTRACT},
-    "refiners": {"refiners", "engine", "gemma", "kernels", *CONTRACT},
+    "drafters": {"drafters", "engine", "conversation", "gemma", "kernels", *CONTRACT},
+    "refiners": {"refiners", "engine", "conversation", "gemma", "kernels", *CONTRACT},
     "policies": {"policies", *CONTRACT},
     "hybrid/embedded": {"embedded", *CONTRACT},
 }

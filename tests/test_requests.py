@@ -67,6 +67,21 @@ def test_conversations_may_be_dicts() -> None:
     )
 
 
+def test_a_content_may_be_a_list_of_text_parts() -> None:
+    turns: list[Any] = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": t} for t in ("hel", "lo")]},
+        {"role": "tool", "content": "<eos>", "control_tokens": True},
+    ]
+    request = make_request(turns, {})
+    assert request.conversation == (
+        Message("developer", "be brief"),
+        Message("user", "hello", ("hel", "lo")),
+        Message("tool", "<eos>", control_tokens=True),
+    )
+    assert request.question == "hello"
+
+
 def test_a_request_passes_through_untouched() -> None:
     request = Request(prompt="x", seed=1)
     assert make_request(request, {}) is request
@@ -80,7 +95,18 @@ def test_a_request_passes_through_untouched() -> None:
         ("", {}, "prompt", "at least one word"),
         (" \n\t", {}, "prompt", "at least one word"),
         ([], {}, "messages", "end a conversation with a user's message"),
-        ([{"role": "assistant", "content": "x"}], {}, "messages", "user's message"),
+        ([{"role": "system", "content": "x"}], {}, "messages", "user's message"),
+        ([{"role": "user", "content": "x", "name": "y"}], {}, "messages", "role"),
+        ([{"role": "user", "content": "x", "control_tokens": 1}], {}, "messages", "role"),
+        ([{"role": "user", "content": []}], {}, "messages", "content"),
+        ([{"role": "user", "content": ["x"]}], {}, "messages", "text parts"),
+        ([{"role": "user", "content": [{"type": "image"}]}], {}, "messages", "text parts"),
+        (
+            [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}],
+            {"infill": "<blank:1>"},
+            "infill",
+            "whole answer",
+        ),
         ([{"role": "usr", "content": "x"}], {}, "messages", "role"),
         ([{"role": "user"}], {}, "messages", "role"),
         ([{"role": "user", "content": " "}], {}, "prompt", "at least one word"),

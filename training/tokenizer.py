@@ -25,8 +25,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}<|model>{{ message['content'] }}{{ eos_token }}"
-    "{% else %}<|{{ message['role'] }}>{{ message['content'] }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|model>{% endif %}"
+    "{% elif message['role'] == 'tool' %}{{ raise_exception('this model knows no tool turns') }}"
+    "{% else %}<|{{ 'user' if message['role'] == 'user' else 'system' }}>{{ message['content'] }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|model>{% endif %}"
 )
 _VOCABULARY_LIMIT = 1024
 _SAMPLES_PER_TASK = 3000

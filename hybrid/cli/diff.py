@@ -106,7 +106,7 @@ def _table(first: str, second: str, differences: Sequence[Difference]) -> Table:
     for name in (first, second):
         table.add_column(escape(printable(name)))
     for difference in differences:
-        prompt = difference.request.conversation[-1].content
+        prompt = difference.request.question
         decisions = (_short(difference.first), _short(difference.second))
         table.add_row(f"{difference.place}", escape(printable(prompt)), *decisions)
     return table
@@ -130,7 +130,7 @@ def _record(difference: Difference) -> dict[str, Any]:
 
     return {
         "line": difference.place,
-        "prompt": difference.request.conversation[-1].content,
+        "prompt": difference.request.question,
         "first": decided(difference.first),
         "second": decided(difference.second),
     }

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.deadline import Deadline
 from hybrid.drafters.engine import DraftEngine
 from hybrid.drafters.scheduler import Scheduler
 from hybrid.drafters.sequence import DraftSequence
 from hybrid.embedded import weights_path
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.priority import PriorityQueue
 from hybrid.protocols import DraftJob, Votes
 from hybrid.types import DraftParams, Request

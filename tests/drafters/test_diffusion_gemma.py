@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.deadline import Deadline
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter, read_params
 from hybrid.drafters.noise import CounterNoise, Draw
@@ -26,7 +27,6 @@ from hybrid.engine.model import EngineModel
 from hybrid.errors import Cancelled, CheckpointError, RequestError
 from hybrid.gemma.model.gemma import GemmaModel, load_model
 from hybrid.gemma.reference.huggingface import load_hf_reference
-from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.priority import PriorityQueue
 from hybrid.protocols import DraftJob
 from hybrid.types import Denoised, Draft, DraftParams, Request

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.deadline import Deadline
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.drafters.huggingface import TransformersModel
@@ -17,7 +18,6 @@ from hybrid.drafters.noise import CounterNoise, Draw
 from hybrid.drafters.template import parse_template
 from hybrid.errors import RequestError
 from hybrid.gemma.model.gemma import GemmaModel, load_model
-from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.protocols import DraftJob
 from hybrid.types import Denoised, Draft, DraftParams, Request
 

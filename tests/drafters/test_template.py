@@ -2,10 +2,10 @@
 
 import pytest
 
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.drafters.template import parse_template
 from hybrid.embedded import weights_path
 from hybrid.errors import RequestError
-from hybrid.gemma.tokenizer import ChatTokenizer
 
 TOKENIZER = ChatTokenizer.from_directory(weights_path("drafter"))
 END = 1

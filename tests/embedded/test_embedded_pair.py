@@ -3,8 +3,8 @@
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.embedded import PairRole, weights_path
-from hybrid.gemma.tokenizer import ChatTokenizer
 from training.evaluate import separation
 
 SPECIAL = (

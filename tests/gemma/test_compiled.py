@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hybrid.artefacts import MANIFEST, artefact_of, read_artefact, write_artefact
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.deadline import Deadline
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.drafters.noise import CounterNoise, Draw
@@ -20,7 +21,6 @@ from hybrid.gemma.compiled.library import Library, LibraryError
 from hybrid.gemma.compiled.model import CompiledModel, load_small
 from hybrid.gemma.model.cache import AttentionMetadata, Cache
 from hybrid.gemma.model.gemma import GemmaModel, load_model
-from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.kernels.accept import FREE
 from hybrid.kernels.canvas_statistics import CanvasStatistics, canvas_statistics_torch
 from hybrid.kernels.noise import signed

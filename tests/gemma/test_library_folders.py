@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.embedded import weights_path
 from hybrid.engine.load import load_engine
 from hybrid.errors import CheckpointError
@@ -19,7 +20,6 @@ from hybrid.gemma.checkpoint.tensors import SINGLE
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.model.gemma import load_model
 from hybrid.gemma.reference.huggingface import load_hf_reference
-from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.refiners.huggingface import HuggingFaceRefiner
 from tests.conftest import BASE, GEMMA4, VISION
 from tests.gemma.nvfp4_folders import edit_json

@@ -8,13 +8,13 @@ from typing import Any, cast
 import pytest
 import torch
 
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.deadline import CancelFlag, Deadline
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter
 from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import check, evaluation_set
 from hybrid.errors import BackendError, Cancelled
 from hybrid.gemma.model.gemma import load_model
-from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.protocols import DraftJob, Votes
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.refiners.guide import RefinerGuide

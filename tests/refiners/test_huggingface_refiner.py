@@ -7,11 +7,11 @@ from typing import Any, cast
 import pytest
 import torch
 
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.deadline import Deadline
 from hybrid.embedded import weights_path
 from hybrid.embedded.tasks import TASKS, evaluation_set
 from hybrid.errors import CheckpointError
-from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.refiners.huggingface import HuggingFaceRefiner, TransformersCausal
 from hybrid.refiners.refine import write_alone

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.deadline import Deadline
 from hybrid.gemma.model.gemma import load_model
-from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.protocols import SamplingParams
 from hybrid.refiners.context import RefineContext
 from hybrid.refiners.gemma import GemmaRefiner

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.errors import CheckpointError, RequestError
-from hybrid.gemma.tokenizer import ChatTokenizer
 from hybrid.types import Message
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<turn>"]
@@ -109,7 +109,8 @@ def test_special_tokens_have_no_text(tokenizer: ChatTokenizer) -> None:
 def test_a_conversation_goes_through_the_template(tokenizer: ChatTokenizer) -> None:
     turns = [Message("user", "hello"), Message("assistant", "ha"), Message("user", "he")]
     expected = "<bos><turn>user: hello<eos><turn>assistant: ha<eos><turn>user: he<eos>"
-    assert tokenizer.encode_conversation(turns) == tokenizer.encode(f"{expected}<turn>assistant:")
+    expected += "<turn>assistant:"
+    assert tokenizer.encode_conversation(turns) == tokenizer.encode(expected, control_tokens=True)
     assert tokenizer.encode_conversation(turns)[:2] == [2, 3]
 
 
@@ -162,5 +163,5 @@ def test_files_that_are_missing_or_broken(tmp_path: Path, file: str, broken: boo
 def test_a_template_cannot_reach_python(tmp_path: Path) -> None:
     escape = "{{ messages.__class__.__mro__ }}{{ cycler.__init__.__globals__.os }}"
     tokenizer = ChatTokenizer.from_directory(save(tmp_path, byte_level(), escape))
-    with pytest.raises(RequestError, match="chat template"):
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja.*SecurityError"):
         tokenizer.encode_conversation([Message("user", "a")])
