@@ -74,7 +74,7 @@ class Local:
             self._let_go()
             measured = load_or_measure(policy, models.drafter, models.refiner)
             history = History(measured.costs, history_file(policy))
-            self._latency_basis = measured.description
+            self._latency_basis = "; ".join(filter(None, (measured.description, history.note)))
             # What is loaded stays. To look through it for garbage stops all requests for 95 ms.
             gc.freeze()
             self._pipeline = Pipeline(policy, models, measured.costs, self._custom, history)

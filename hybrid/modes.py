@@ -46,6 +46,13 @@ class Mode:
         return self.cost.drafts != "none"
 
     @property
+    def contains(self) -> tuple[RefineMode, ...]:
+        """The modes whose work is part of this one's, so that it takes at least as long."""
+        if not self.needs_drafter:
+            return ()
+        return ("none", "score") if self.cost.reads == "scorer" else ("none",)
+
+    @property
     def changes_drafts(self) -> bool:
         """Whether its answer may be another text than the draft that it begins with."""
         cost = self.cost

@@ -157,7 +157,10 @@ class Pipeline:
         """Judge and improve the draft; whatever goes wrong here, the draft stands."""
         if state.plan.refine.mode == "none":
             return
-        if not self.refining.acquire(deadline, past_deadline=state.draft is None):
+        began = time.monotonic()
+        is_admitted = self.refining.acquire(deadline, past_deadline=state.draft is None)
+        state.refine_waiting_s = time.monotonic() - began
+        if not is_admitted:
             state.notes += ("no time was left to refine: the draft stands",)
             return
         try:

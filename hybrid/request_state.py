@@ -50,6 +50,7 @@ class RequestState:
     draft_checks: tuple[CheckOutcome, ...] = ()
     checks: tuple[CheckOutcome, ...] = ()
     is_harmed: bool = False
+    refine_waiting_s: float = 0.0
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -126,6 +127,8 @@ class RequestState:
                 predicted_p50_s=self.plan.predicted.latency_p50_s,
                 predicted_p95_s=self.plan.predicted.latency_p95_s,
                 budget_s=self.plan.budget_s,
+                waiting_s=self.refine_waiting_s
+                + (self.draft.timing.waiting_s if self.draft else 0.0),
             ),
             usage=Usage(
                 prompt_tokens=self.signals.prompt_tokens,

@@ -185,11 +185,18 @@ class RefineParams:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the planner expects of a plan: latency (seconds) and quality (0 to 1, relative)."""
+    """What the planner expects of a plan: latency (seconds) and quality (0 to 1, relative).
+
+    `service_p50_s` and `service_p95_s` are the latency without waiting and without corrections from
+    earlier requests: what a finished request is compared with, to learn those corrections. Zero
+    where the latency has neither.
+    """
 
     latency_p50_s: float
     latency_p95_s: float
     quality: float
+    service_p50_s: float = 0.0
+    service_p95_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +317,10 @@ class Refinement:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds a request really took, beside what the plan predicted."""
+    """Seconds a request really took, beside what the plan predicted.
+
+    `waiting_s` of `total_s` passed before it was admitted to be drafted and refined.
+    """
 
     total_s: float
     plan_s: float
@@ -319,6 +329,7 @@ class Timing:
     predicted_p50_s: float
     predicted_p95_s: float
     budget_s: float | None
+    waiting_s: float = 0.0
 
     @property
     def within_budget(self) -> bool:

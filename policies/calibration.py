@@ -211,7 +211,7 @@ def _fit(
     if not own_spreads:
         return costs
     own = {f"{part}_spread": max(1.0, spread) for part, spread in spreads.items()}
-    learned = ("work", "all_work")
+    learned = ("draft_wait", "refine_wait", "tasks", "all_tasks")
     values = {name: value for name, value in asdict(costs).items() if name not in learned}
     return LatencyModel(**{**values, **own})
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from hybrid.policies.forecast import Column, forecast
+from hybrid.policies.forecast import Column, PlanLatency, forecast
 from hybrid.policies.latency import LatencyModel, Quantiles
 from hybrid.policies.schema import QualitySection
 from hybrid.policies.settings import Settings
@@ -55,12 +55,15 @@ class Candidates:
     p50_s: Column
     p95_s: Column
     quality: Column
+    service_p50_s: Column
+    service_p95_s: Column
 
     def __len__(self) -> int:
         return len(self.caps)
 
     def __getitem__(self, index: int) -> Candidate:
-        columns = (self.p50_s, self.p95_s, self.quality)
+        service = self.service_p50_s, self.service_p95_s
+        columns = (self.p50_s, self.p95_s, self.quality, *service)
         predicted = Prediction(*(column[index].item() for column in columns))
         return Candidate(self.caps[index], self.modes[index], predicted)
 
@@ -90,29 +93,35 @@ def list_candidates(
         tokens = latency.lengths(task, prompt, signals.amount, signals.expected_tokens, most)
     canvases = max(1, math.ceil(tokens.p50 / (latency.canvas_length or tokens.p50)))
     caps, curves = settings.steps, _curves(settings.steps, measured)
-    request = forecast(latency, task, prompt, tokens, canvases, caps, curves.used)
-    by_itself = settings.refine.scorer != "refiner"
+    request = forecast(
+        latency,
+        task,
+        prompt,
+        tokens,
+        canvases,
+        caps,
+        curves.used,
+        curves.agreement,
+        settings.refine.scorer != "refiner",
+        settings.refine.drafts,
+        settings.refine.guide_every,
+    )
 
     found: list[int | None] = []
     modes: list[RefineMode] = []
-    p50_s, p95_s, quality = [], [], []
+    latencies: list[PlanLatency] = []
+    quality = []
     for mode in settings.modes:
         if mode == "generate":
-            alone = request.generate()
-            median, late = np.array([alone.p50_s]), np.array([alone.p95_s])
+            latencies.append(request.generate())
             found.append(None)
         else:
-            refine = settings.refine
-            median, late = request.draft_and(
-                mode, by_itself, curves.agreement, refine.drafts, refine.guide_every
-            )
+            latencies.append(request.draft_and(mode))
             found.extend(caps)
-        modes.extend([mode] * len(median))
-        p50_s.append(median)
-        p95_s.append(late)
+        modes.extend([mode] * len(latencies[-1].p50_s))
         quality.append(curves.quality[mode])
-    columns = (np.concatenate(parts) for parts in (p50_s, p95_s, quality))
-    return Candidates(found, modes, *columns)
+    p50_s, p95_s, *service = (np.concatenate(parts) for parts in zip(*latencies, strict=True))
+    return Candidates(found, modes, p50_s, p95_s, np.concatenate(quality), *service)
 
 
 def _curves(caps: tuple[int, ...], measured: QualitySection | None) -> _Curves:

@@ -6,8 +6,9 @@ and tokens are seldom at their most together is left to the correction that is l
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +19,29 @@ from hybrid.types import RefineMode
 
 Column = NDArray[np.float64]
 Columns = tuple[Column, Column]
+MAX_FACTOR = 30.0  # of corrections and slowdown together
 _ANOTHER_ROW = 0.55  # of a draft's time, for one more in its batch: the embedded pair on a CPU
 _REDONE = 0.5  # share of drafts that repair finds something in, until that is learned
 _UNKNOWN = Quantiles(float("nan"), float("nan"))
+
+
+class PlanLatency(NamedTuple):
+    """Seconds at p50 and p95, and as `Prediction.service_p50_s` and `service_p95_s`."""
+
+    p50_s: Column
+    p95_s: Column
+    service_p50_s: Column
+    service_p95_s: Column
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """One request's plans under one latency model, a draft at every one of `caps` worked out.
 
-    `drafts_s` are the drafts' medians and `late_s` their 95th percentiles, uncorrected.
+    `drafts_s` are the drafts' medians and `late_s` their 95th percentiles, uncorrected. With
+    `by_itself`, the draft is judged by its own scores; `kept` is the share of it that the refiner
+    is expected to keep, where nothing is learned; `drafts` are how many `best_of` chooses from,
+    `review_every` the steps between two reviews of `guide`.
     """
 
     latency: LatencyModel
@@ -37,63 +51,85 @@ class Forecast:
     caps: tuple[int, ...]
     drafts_s: Column
     late_s: Column
+    kept: Column
+    by_itself: bool = False
+    drafts: int = 1
+    review_every: int = 1
+    _known: dict[RefineMode, PlanLatency] = field(default_factory=dict)
 
-    def generate(self) -> Latency:
+    def generate(self) -> PlanLatency:
         """The refiner alone; the pass over the prompt yields the first token."""
         start = self.latency.overhead() + self.latency.read(self.prompt_tokens)
         rest = self.latency.write(max(0.0, self.tokens.p50 - 1), max(0.0, self.tokens.p95 - 1))
-        alone, factors = start + rest, self.latency.correction(self.task, "generate")
-        p50_s = alone.p50_s * factors.p50
-        return Latency(p50_s, max(p50_s, alone.p95_s * factors.p95))
+        alone, wait = start + rest, self.latency.refine_wait
+        found = self._corrected("generate", np.array([alone.p50_s]), np.array([alone.p95_s]))
+        return found._replace(p50_s=found.p50_s + wait.p50_s, p95_s=found.p95_s + wait.p95_s)
 
-    def draft_and(
-        self,
-        mode: RefineMode,
-        by_itself: bool,
-        kept: Column,
-        drafts: int = 1,
-        review_every: int = 1,
-    ) -> Columns:
-        """A draft at each cap, refined so: p50 and p95 in seconds.
+    def draft_and(self, mode: RefineMode) -> PlanLatency:
+        """A draft at each cap, refined so, waiting included.
 
-        `by_itself`: the draft is judged by its own scores; `kept` is the share of it that the
-        refiner is expected to keep, where nothing is learned; `drafts` are how many `best_of`
-        chooses from, `review_every` the steps between two reviews of `guide`.
+        Corrections are learned for each mode by itself, so they could make a plan look faster than
+        a part of it (`Mode.contains`), which no plan is.
         """
-        factors, cost = self.latency.correction(self.task, mode), MODES[mode].cost
-        read = self._reading(cost, by_itself)
+        found, wait = self._without_waiting(mode), self.latency.draft_wait
+        if mode != "none":
+            wait += self.latency.refine_wait
+        return found._replace(p50_s=found.p50_s + wait.p50_s, p95_s=found.p95_s + wait.p95_s)
+
+    def _without_waiting(self, mode: RefineMode) -> PlanLatency:
+        if mode not in self._known:
+            found = self._corrected(mode, *self._service(mode))
+            p50_s, p95_s = found.p50_s, found.p95_s
+            for part in MODES[mode].contains:
+                if part != mode:
+                    inner = self._without_waiting(part)
+                    p50_s, p95_s = np.maximum(p50_s, inner.p50_s), np.maximum(p95_s, inner.p95_s)
+            self._known[mode] = found._replace(p50_s=p50_s, p95_s=p95_s)
+        return self._known[mode]
+
+    def _corrected(self, mode: RefineMode, usual: Column, most: Column) -> PlanLatency:
+        factors, slowdown = self.latency.correction(self.task, mode), self.latency.slowdown
+        p50_s = usual * min(factors.p50 * slowdown, MAX_FACTOR)
+        p95_s = np.maximum(most * min(factors.p95 * slowdown, MAX_FACTOR), p50_s)
+        return PlanLatency(p50_s, p95_s, usual * slowdown, most * slowdown)
+
+    def _service(self, mode: RefineMode) -> Columns:
+        """p50 and p95 as the parts cost, at the machine's usual speed."""
+        cost = MODES[mode].cost
+        read = self._reading(cost)
         usual, most = self.drafts_s + read.p50_s, self.late_s + read.p95_s
         if cost.drafts == "several":
-            rows = 1 + _ANOTHER_ROW * (drafts - 1)
+            rows = 1 + _ANOTHER_ROW * (self.drafts - 1)
             usual, most = usual * rows, most * rows
         elif cost.drafts == "again":  # some drafts are denoised a second time
             usual, most = usual + _REDONE * self.drafts_s, most + self.late_s
         if cost.reviews:
-            reviews = np.ceil(_column(self.caps) / review_every)
+            reviews = np.ceil(_column(self.caps) / self.review_every)
             usual, most = usual + reviews * read.p50_s, most + reviews * read.p95_s
         if cost.writes == "what differs":
-            more, at_most = self._writing(mode, by_itself, kept)
+            more, at_most = self._writing(mode)
             usual, most = usual + more, most + at_most
-        usual, most = usual * factors.p50, most * factors.p95
-        return usual, np.maximum(most, usual) if factors.p95 < factors.p50 else most
+        return usual, most
 
-    def _reading(self, cost: Cost, by_itself: bool) -> Latency:
+    def _reading(self, cost: Cost) -> Latency:
         """The refiner's pass over the draft, or the drafter's own."""
         if cost.reads == "nobody":
             return Latency(0.0, 0.0)
-        if by_itself and cost.reads == "scorer":
+        if self.by_itself and cost.reads == "scorer":
             return self.latency.commit(1)
         return self.latency.read(self.prompt_tokens + self.tokens.p50)
 
-    def _writing(self, mode: RefineMode, by_itself: bool, kept: Column) -> Columns:
+    def _writing(self, mode: RefineMode) -> Columns:
         """What the refiner writes after a draft at each cap: seconds at p50 and p95."""
         writing = self.latency.write(self.tokens.p50, self.tokens.p95)
-        if by_itself and MODES[mode].cost.reads == "scorer":  # the refiner reads only what fails
+        if (
+            self.by_itself and MODES[mode].cost.reads == "scorer"
+        ):  # the refiner reads only what fails
             writing += self.latency.read(self.prompt_tokens + self.tokens.p50)
-        known = self.latency.work.get(self.task)
+        known = self.latency.tasks.get(self.task)
         learned = known.written if known else {}
         shares = {place: learned.get((mode, place)) for place in _ranges(self.caps)[1]}
-        usual, most = _by_range(self.caps, shares, 1 - kept, np.ones_like(kept))
+        usual, most = _by_range(self.caps, shares, 1 - self.kept, np.ones_like(self.kept))
         return usual * writing.p50_s, most * writing.p95_s
 
 
@@ -105,18 +141,23 @@ def forecast(
     canvases: int,
     caps: tuple[int, ...],
     used: Sequence[float],
+    kept: Column,
+    by_itself: bool = False,
+    drafts: int = 1,
+    review_every: int = 1,
 ) -> Forecast:
-    """For drafts of `canvases` canvases that use `used` steps each, an entry a cap, where nothing
-    else is learned.
+    """For drafts of `canvases` canvases that use `used` steps each, an entry a cap,
+    where nothing else is learned; see `Forecast` for the rest.
     """
     start = latency.overhead() + latency.prefill(prompt_tokens) + latency.commit(canvases - 1)
     step, limits = latency.step(prompt_tokens), _column(caps)
     shares = {place: latency.share_used(task, place) for place in _ranges(caps)[1]}
     expected = canvases * _column(tuple(used)) / limits
     usual, most = _by_range(caps, shares, expected, np.full_like(limits, canvases))
-    drafts = start.p50_s + usual * (limits * step.p50_s)
-    late = start.p95_s + most * (limits * step.p95_s)
-    return Forecast(latency, task, prompt_tokens, tokens, caps, drafts, late)
+    drafts_s = start.p50_s + usual * (limits * step.p50_s)
+    late_s = start.p95_s + most * (limits * step.p95_s)
+    plans = (kept, by_itself, drafts, review_every)
+    return Forecast(latency, task, prompt_tokens, tokens, caps, drafts_s, late_s, *plans)
 
 
 def _by_range(

@@ -1,8 +1,8 @@
-"""How long a plan will take: what the parts cost on this machine, and how much work a task makes.
+"""How long a plan will take: what the parts cost on this machine, and what requests of a task need.
 
-Costs are measured (`calibration`), work is learned from what requests really took (`history`); both
+Costs are measured (`calibration`), statistics are learned from finished requests (`history`); both
 are medians with a 95th percentile, and plain floats. The two are kept apart because the machine's
-pace changes within seconds and a task's work does not.
+speed changes within seconds and a task's statistics do not.
 """
 
 from bisect import bisect, bisect_left
@@ -55,7 +55,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class TaskStatistics:
     """What requests of a task have come to.
 
     `used` are the steps of a draft, all its canvases together, as a share of the cap; `written` the
@@ -77,13 +77,14 @@ def cap_range(cap: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LatencyModel:
-    """Median costs in seconds, how much longer (a factor) the slowest 5 % take, and work by task.
+    """Median costs in seconds, how much longer (a factor) the slowest 5 % take, and statistics.
 
     `overhead_s` is everything around the models; `prefill_token_s` and `read_token_s` are the
     drafter's and the refiner's cost of one more prompt token, `step_token_s` what each makes a
-    denoising step slower. `spread` holds for every part, unless the part's own is larger. `pace` is
-    how much slower (a factor) the machine is just now. `work` has an entry a task (None: requests
-    of no task), `all_work` is that of all requests together.
+    denoising step slower. `spread` holds for every part, unless the part's own is larger.
+    `slowdown` is how much slower (a factor) the machine is just now; `draft_wait` and `refine_wait`
+    are what a request waits before it is drafted and refined. `tasks` has an entry a task (None:
+    requests of no task), `all_tasks` is that of all requests together.
     """
 
     overhead_s: float
@@ -103,9 +104,11 @@ class LatencyModel:
     commit_spread: float = 1.0
     read_spread: float = 1.0
     token_spread: float = 1.0
-    pace: float = 1.0
-    work: Mapping[str | None, Work] = field(default_factory=dict)
-    all_work: Work = Work()
+    slowdown: float = 1.0
+    draft_wait: Latency = Latency(0.0, 0.0)
+    refine_wait: Latency = Latency(0.0, 0.0)
+    tasks: Mapping[str | None, TaskStatistics] = field(default_factory=dict)
+    all_tasks: TaskStatistics = TaskStatistics()
 
     def overhead(self) -> Latency:
         """Everything around the models, once a request."""
@@ -144,7 +147,7 @@ class LatencyModel:
         self, task: str | None, prompt_tokens: int, amount: int, expected: int, most: int
     ) -> Quantiles:
         """An answer's tokens, at most `most`: as learned of the task, else around `expected`."""
-        known = self.work.get(task)
+        known = self.tasks.get(task)
         if known and known.lengths:
             tokens = known.lengths.expect(prompt_tokens, amount)
         else:
@@ -152,17 +155,16 @@ class LatencyModel:
         return Quantiles(min(tokens.p50, most), min(tokens.p95, most))
 
     def correction(self, task: str | None, mode: RefineMode) -> Quantiles:
-        """Factors on a prediction: what the task's past ones missed, and the machine's pace."""
-        known = self.work.get(task, self.all_work).corrections
-        factors = known.get(mode) or self.all_work.corrections.get(mode) or Quantiles(1.0, 1.0)
-        return Quantiles(factors.p50 * self.pace, factors.p95 * self.pace)
+        """Factors on a prediction: by how much those of the task and mode were wrong so far."""
+        known = self.tasks.get(task, self.all_tasks).corrections
+        return known.get(mode) or self.all_tasks.corrections.get(mode) or Quantiles(1.0, 1.0)
 
     def share_used(self, task: str | None, caps: int) -> Quantiles | None:
         """Steps of a draft, over all canvases, as a share of a cap in this `cap_range`: learned of
         the task or of all tasks, else None.
         """
-        known = self.work.get(task, self.all_work).used
-        return known.get(caps) or self.all_work.used.get(caps)
+        known = self.tasks.get(task, self.all_tasks).used
+        return known.get(caps) or self.all_tasks.used.get(caps)
 
     def _part(self, seconds: float, spread: float) -> Latency:
         return Latency(seconds, seconds * max(spread, self.spread))

@@ -23,7 +23,7 @@ from hybrid.policies.schema import Policy
 VERSION = 1
 MOST_BYTES = 1 << 20
 Method = Literal["calibrated", "quick"]
-_LEARNED = ("pace", "work", "all_work")
+_LEARNED = ("slowdown", "draft_wait", "refine_wait", "tasks", "all_tasks")
 _COSTS = tuple(field.name for field in fields(LatencyModel) if field.name not in _LEARNED)
 _DRIVER, _PROCESSORS = Path("/proc/driver/nvidia"), Path("/proc/cpuinfo")
 

@@ -20,14 +20,14 @@ from hybrid.experiments.records import Record, settings_key
 from hybrid.experiments.runner import history_path, models_key, plan_settings
 from hybrid.experiments.statistics import Interval, share_interval
 from hybrid.experiments.summary import Results, read_results
-from hybrid.policies.history import History, cost_of_work
+from hybrid.policies.history import History, cost_of_parts
 from hybrid.policies.latency import LatencyModel
 from hybrid.policies.measurements import costs_from_json
-from hybrid.policies.pace import Pace
 from hybrid.policies.planner import plan
 from hybrid.policies.quality import read_quality
 from hybrid.policies.schema import Policy
 from hybrid.policies.signals import gather
+from hybrid.policies.slowdown import SlowdownEstimator
 from hybrid.requests import make_request
 from hybrid.types import DraftParams, Plan, RefineMode
 
@@ -105,7 +105,7 @@ def replay_records(
     wanted: dict[str, Mapping[str, Any]] = {}
     late = derived = 0
     for key, conditions in by_pair.items():
-        now = replace(latency, pace=paces.get(key, 1.0))
+        now = replace(latency, slowdown=paces.get(key, 1.0))
         decision = decide(next(iter(conditions.values())), policy, now)
         plans[decision.label] += 1
         settings = plan_settings(decision, policy)
@@ -134,7 +134,8 @@ def find_paces(results: Results, records: Sequence[Record]) -> dict[PairKey, flo
     """
     known = _costs(results)
     key = _fullest(known)
-    costs, history = known[key], History(known[key], history_path(results.folder, key))
+    costs, file = known[key], history_path(results.folder, key)
+    history = History(costs, file, archived=True)
     answered = [r for r in records if r.settings is not None and r.seconds > 0]
     different = sorted({r.key: r for r in answered}.values(), key=lambda record: record.started)
     logs = [math.log(record.seconds / _cost(costs, record)) for record in different]
@@ -145,10 +146,10 @@ def find_paces(results: Results, records: Sequence[Record]) -> dict[PairKey, flo
         modes[record.mode].append(log_pace)
     usual = {kind: float(np.median(found)) for kind, found in kinds.items()}
     later = {
-        mode: float(np.median(found)) - history.usual_pace(cast(RefineMode, mode))
+        mode: float(np.median(found)) - history.usual_slowdown(cast(RefineMode, mode))
         for mode, found in modes.items()
     }
-    pace = Pace(different[0].started if different else 0.0)
+    pace = SlowdownEstimator(different[0].started if different else 0.0)
     paces: dict[PairKey, float] = {}
     for record, log_pace in zip(different, logs, strict=True):
         paces.setdefault(record.pair_key, pace.at(record.started))
@@ -163,7 +164,7 @@ def _kind(record: Record) -> tuple[str, str]:
 
 
 def _cost(costs: LatencyModel, record: Record) -> float:
-    return cost_of_work(
+    return cost_of_parts(
         costs,
         prompt_tokens=record.prompt_tokens,
         draft_tokens=record.draft_tokens,
@@ -217,7 +218,7 @@ def _latency(results: Results, policy: Policy) -> LatencyModel:
     key = models_key(policy)
     if key not in known:
         key = _fullest(known)
-    return History(known[key], history_path(results.folder, key)).latency
+    return History(known[key], history_path(results.folder, key), archived=True).latency
 
 
 def _costs(results: Results) -> dict[str, LatencyModel]:

@@ -8,6 +8,7 @@ from hybrid.types import (
     Canvas,
     Draft,
     DraftParams,
+    DraftTiming,
     FinishReason,
     Plan,
     Prediction,
@@ -38,9 +39,12 @@ def make_result() -> Callable[..., Result]:
         reason: FinishReason = "stop",
         blank_tokens: int = 0,
         is_refined: bool = True,
+        service: tuple[float, float] = (0.0, 0.0),
+        draft_wait_s: float = 0.0,
+        refine_wait_s: float = 0.0,
     ) -> Result:
         ids = (7,) * tokens
-        canvas = Canvas(steps, True, 0.0)
+        canvas, timing = Canvas(steps, True, 0.0), DraftTiming(waiting_s=draft_wait_s)
         return Result(
             text="",
             token_ids=ids,
@@ -51,15 +55,15 @@ def make_result() -> Callable[..., Result]:
                 refine=RefineParams(mode),
                 max_new_tokens=64,
                 budget_s=None,
-                predicted=Prediction(*predicted, quality=1.0),
+                predicted=Prediction(*predicted, 1.0, *service),
                 rule="",
             ),
-            draft=Draft(ids, "", (), (canvas,), "stop") if cap else None,
+            draft=Draft(ids, "", (), (canvas,), "stop", timing=timing) if cap else None,
             verdict=None,
             refinement=Refinement(mode, "lossless", ids, "", (), 0, passes, reason, 0.0)
             if mode != "none" and is_refined
             else None,
-            timing=Timing(total_s, 0.0, 0.0, 0.0, *predicted, budget_s=None),
+            timing=Timing(total_s, 0.0, 0.0, 0.0, *predicted, None, draft_wait_s + refine_wait_s),
             usage=Usage(prompt_tokens, tokens, steps if cap else 0, passes),
             seed=0,
         )

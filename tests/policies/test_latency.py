@@ -11,7 +11,7 @@ from hybrid.policies.latency import (
     LatencyModel,
     Lengths,
     Quantiles,
-    Work,
+    TaskStatistics,
     cap_range,
     quantile,
 )
@@ -51,7 +51,7 @@ def test_a_part_may_spread_more_than_all_do() -> None:
 
 
 def test_an_answer_is_as_long_as_those_of_prompts_of_like_length() -> None:
-    costs = replace(COSTS, work={"sums": Work(lengths=LINE)})
+    costs = replace(COSTS, tasks={"sums": TaskStatistics(lengths=LINE)})
     assert costs.lengths("sums", 50, 0, 9, 1000).p50 == pytest.approx(150, abs=2)
     assert costs.lengths("sums", 50, 0, 9, 1000).p95 == pytest.approx(157, abs=2)
     assert costs.lengths("sums", 10_000, 0, 9, 1000).p50 == pytest.approx(192, abs=2)
@@ -61,13 +61,14 @@ def test_an_answer_is_as_long_as_those_of_prompts_of_like_length() -> None:
 
 def test_an_answer_is_as_long_as_those_of_like_amounts_where_these_tell_it() -> None:
     lengths = Lengths("amount", (2,) * 40 + (5,) * 40, (6,) * 40 + (15,) * 40)
-    costs = replace(COSTS, work={"list": Work(lengths=lengths)})
+    costs = replace(COSTS, tasks={"list": TaskStatistics(lengths=lengths)})
     assert costs.lengths("list", 99, 2, 9, 1000) == Quantiles(6, 6)
     assert costs.lengths("list", 1, 5, 9, 1000) == Quantiles(15, 15)
 
 
 def test_an_unknown_tasks_answer_is_as_long_as_the_policy_expects() -> None:
-    costs = replace(COSTS, work={"sums": Work(lengths=LINE)}, all_work=Work(lengths=LINE))
+    known = TaskStatistics(lengths=LINE)
+    costs = replace(COSTS, tasks={"sums": known}, all_tasks=known)
     assert costs.lengths("chat", 50, 0, 10, 1000) == Quantiles(10, 15)
     assert costs.lengths(None, 50, 0, 10, 12) == Quantiles(10, 12)
 
@@ -75,22 +76,21 @@ def test_an_unknown_tasks_answer_is_as_long_as_the_policy_expects() -> None:
 def test_corrections_are_the_tasks_then_those_of_all_then_none() -> None:
     costs = replace(
         COSTS,
-        pace=2.0,
-        work={"sums": Work(corrections={"none": Quantiles(1.5, 1.25)})},
-        all_work=Work(corrections={"none": Quantiles(3, 4), "verify": Quantiles(5, 6)}),
+        tasks={"sums": TaskStatistics(corrections={"none": Quantiles(1.5, 1.25)})},
+        all_tasks=TaskStatistics(corrections={"none": Quantiles(3, 4), "verify": Quantiles(5, 6)}),
     )
-    assert costs.correction("sums", "none") == Quantiles(3.0, 2.5)
-    assert costs.correction("sums", "verify") == Quantiles(10, 12)
-    assert costs.correction("chat", "none") == Quantiles(6, 8)
-    assert costs.correction("sums", "cascade") == Quantiles(2, 2)
+    assert costs.correction("sums", "none") == Quantiles(1.5, 1.25)
+    assert costs.correction("sums", "verify") == Quantiles(5, 6)
+    assert costs.correction("chat", "none") == Quantiles(3, 4)
+    assert costs.correction("sums", "cascade") == Quantiles(1, 1)
 
 
 def test_steps_used_are_the_tasks_then_those_of_all() -> None:
     own, other = Quantiles(0.5, 0.9), Quantiles(0.6, 1.0)
     costs = replace(
         COSTS,
-        work={"sums": Work(used={cap_range(8): own})},
-        all_work=Work(used={cap_range(8): other}),
+        tasks={"sums": TaskStatistics(used={cap_range(8): own})},
+        all_tasks=TaskStatistics(used={cap_range(8): other}),
     )
     assert costs.share_used("sums", cap_range(12)) == own
     assert costs.share_used("chat", cap_range(12)) == other
