@@ -55,10 +55,12 @@ def run(
     from hybrid.experiments.manifest import build_manifest
     from hybrid.experiments.records import MANIFEST, read_manifest, recording
     from hybrid.experiments.runner import Pipelines, list_trials, run_trials
+    from hybrid.experiments.scorers import LIKELIHOOD, Scorers
 
     experiment, document = load_experiment(file)
     conditions = list_conditions(experiment, document, file.parent)
-    items = list_items(experiment.tasks, file.parent)
+    scorers = Scorers(file.parent)
+    items = list_items(experiment.tasks, document, file.parent, scorers)
     trials = list_trials(conditions, items, experiment.seeds, experiment.repeats)
     folder = out or Path("runs") / experiment.name
     before = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
@@ -86,7 +88,12 @@ def run(
             errors += record.error is not None or record.score_error is not None
             progress.advance(bar)
 
-        run_trials(todo, pipelines, recorder, experiment.load, done)
+        for name in {item.scorer for item in items} - {LIKELIHOOD}:
+            scorers.find(name)
+        try:
+            run_trials(todo, pipelines, scorers, recorder, experiment.load, done)
+        finally:
+            scorers.close()
     console = Terminal()
     console.print(f"{len(trials)} requests recorded in {folder}, {len(todo)} of them now")
     if errors:

@@ -5,18 +5,38 @@ is a policy: the refiner alone, a draft of fixed steps, a hybrid within a budget
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from hybrid.errors import PolicyError, Problem
+from hybrid.files import read_regular_file
 from hybrid.policies.document import Document
 from hybrid.policies.schema import Section
+
+COLUMNS = ("prompt", "messages", "reference", "task", "scorer", "id", "metadata")
+MAX_BYTES = 1 << 20  # of an experiment file
+_NAME = re.compile(r"\w(?:[\w +,.-]{0,98}\w)?")
+_RESERVED = {"CON", "PRN", "AUX", "NUL"} | {f"{d}{n}" for d in ("COM", "LPT") for n in range(10)}
 
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, dict) else value
+
+
+def _as_datasets(value: object) -> object:
+    return {name: {} for name in value} if isinstance(value, list) else value
+
+
+def _is_folder_name(name: str) -> str:
+    if not _NAME.fullmatch(name) or name.upper().partition(".")[0] in _RESERVED:
+        raise ValueError(
+            f"{name!r:.60} is no name of a folder: up to 100 letters, digits and ' _+,-.', "
+            "a letter or digit first and last"
+        )
+    return name
 
 
 def _as_policy(value: object) -> object:
@@ -24,14 +44,21 @@ def _as_policy(value: object) -> object:
 
 
 class TaskSet(Section):
-    """Prompts with references: the embedded tasks, or a file with one JSON object a line."""
+    """Prompts with references: embedded tasks, a file, or datasets of reasoning-gym."""
 
     embedded: list[str] | Literal["all"] | None = Field(
         default=None, description="Names of embedded tasks, or all; held-out prompts only."
     )
     file: str | None = Field(
-        default=None, description="JSON lines with prompt, reference, and perhaps task and scorer."
+        default=None, description="JSON lines, CSV or Parquet; its name ends in .csv or .parquet."
     )
+    columns: dict[str, str] = Field(
+        default={}, description="Columns of the file by what they are: {prompt: question}."
+    )
+    reasoning_gym: Annotated[dict[str, dict[str, Any]], BeforeValidator(_as_datasets)] = Field(
+        default={}, description="Datasets of reasoning-gym: a list of names, or settings by name."
+    )
+    seed: int = Field(default=0, ge=0, description="What reasoning-gym generates its items from.")
     items: int | None = Field(default=None, ge=1, description="At most so many of each task.")
     scorer: str | None = Field(
         default=None, description="exact, contains, ... or module:function; see the documentation."
@@ -40,8 +67,15 @@ class TaskSet(Section):
 
     @model_validator(mode="after")
     def _has_one_source(self) -> "TaskSet":
-        if (self.embedded is None) == (self.file is None):
-            raise ValueError("a task set is embedded or a file, one of them")
+        sources = [self.embedded is not None, self.file is not None, bool(self.reasoning_gym)]
+        if sum(sources) != 1:
+            raise ValueError("a task set is embedded, a file or reasoning_gym, one of them")
+        if self.columns and self.file is None:
+            raise ValueError("columns are a file's")
+        if self.reasoning_gym and (self.scorer or self.task) is not None:
+            raise ValueError("reasoning_gym has scorers and names of tasks of its own")
+        if unknown := self.columns.keys() - COLUMNS:
+            raise ValueError(f"columns: {min(unknown)!r} is not one of {', '.join(COLUMNS)}")
         return self
 
 
@@ -72,7 +106,9 @@ class Experiment(Section):
     """An experiment: every policy on every item of every task set, seed by seed."""
 
     version: Literal[1] = Field(description="Of this format.")
-    name: str = Field(default="experiment", min_length=1, description="The report's title.")
+    name: Annotated[str, AfterValidator(_is_folder_name)] = Field(
+        default="experiment", description="The report's title, and the folder of its records."
+    )
     description: str = Field(default="", description="For people.")
     tasks: Annotated[list[TaskSet], BeforeValidator(_as_list), Field(min_length=1)]
     policies: dict[str, Annotated[PolicyEntry, BeforeValidator(_as_policy)]] = Field(min_length=1)
@@ -90,8 +126,8 @@ class Experiment(Section):
 def load_experiment(path: Path) -> tuple[Experiment, Document]:
     """The experiment in a file, and its places; raises PolicyError with every problem."""
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_regular_file(path, MAX_BYTES).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise PolicyError([Problem(str(path), 0, 0, "", f"cannot be read: {error}")]) from None
     return parse_experiment(text, str(path))
 

@@ -7,11 +7,10 @@ answer. This gives the draft without refining, and `cascade` under any threshold
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from hybrid.experiments.records import Record, settings_key
 from hybrid.modes import MODES
-from hybrid.types import RefineMode
 
 ByCondition = Mapping[str, Record]  # one request's records, by `settings_key` of the plan
 
@@ -78,7 +77,7 @@ def with_plain_drafts(records: Sequence[Record]) -> list[Record]:
             by_pair[record.pair_key].setdefault(settings_key(record.settings), record)
 
     def compared(record: Record) -> Record:
-        if not MODES[cast(RefineMode, record.mode)].cost.reviews or record.settings is None:
+        if not MODES[record.mode].cost.reviews or record.settings is None:
             return record
         plain = {**record.settings, "refine": {"mode": "none"}, "refiner": None}
         draft = find(by_pair[record.pair_key], plain)

@@ -5,7 +5,6 @@ Each is drawn by a function of its own file, which takes values and knows nothin
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
 
 from hybrid.experiments.figures import (
     Change,
@@ -22,7 +21,6 @@ from hybrid.experiments.reliability import reliability
 from hybrid.experiments.summary import Results, Summary
 from hybrid.experiments.theme import Drawing
 from hybrid.modes import MODES
-from hybrid.types import RefineMode
 
 Picture = tuple[str, str, Drawing, tuple[float, float]]  # file, caption, drawing, inches
 ByTask = Mapping[str, Mapping[str, Summary]]  # task, policy
@@ -130,7 +128,7 @@ def _changes(
     refined = [
         (condition, summaries[condition])
         for condition, records in results.records.items()
-        if all(MODES[cast(RefineMode, record.mode)].changes_drafts for record in records)
+        if all(MODES[record.mode].changes_drafts for record in records)
     ]
     if not refined:
         return

@@ -10,19 +10,27 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from hybrid import __version__
 from hybrid.errors import BackendError, CheckpointError
+from hybrid.files import read_regular_file
 from hybrid.lock import lock_file
+from hybrid.types import Message, RefineMode
 
 FORMAT = 1
+MAX_BYTES = 1 << 30  # of a file of records, unpacked
 RECORDS, MANIFEST, _LOCK = "records.jsonl", "experiment.json", ".lock"
 _PACKED = f"{RECORDS}.gz"
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +44,22 @@ class Record:
     the answer; replays look records up by it.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
+
     key: str
     condition: str
     policy: str
     task: str
-    item: int
-    seed: int
-    repeat: int
+    item: Count
+    seed: Count
+    repeat: Count
     prompt: str
     reference: str
     scorer: str
     started: float
+    item_id: str = ""
+    messages: tuple[Message, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     version: str = __version__
     hardware: str = ""
     text: str = ""
@@ -55,15 +68,15 @@ class Record:
     draft_score: float | None = None
     score_error: str | None = None
     error: str | None = None
-    seconds: float = 0.0
-    draft_s: float = 0.0
-    refine_s: float = 0.0
+    seconds: Seconds = 0.0
+    draft_s: Seconds = 0.0
+    refine_s: Seconds = 0.0
     predicted_p50_s: float = 0.0
     predicted_p95_s: float = 0.0
     budget_s: float | None = None
     label: str = ""
     max_steps: int | None = None
-    mode: str = "none"
+    mode: RefineMode = "none"
     settings: Mapping[str, Any] | None = None
     rule: str = ""
     finish_reason: str = ""
@@ -99,7 +112,9 @@ class Record:
     @property
     def item_digest(self) -> str:
         """Of all that makes the item; see `item_digest`."""
-        return item_digest(self.prompt, self.task, self.reference, self.scorer)
+        return item_digest(
+            self.prompt, self.task, self.reference, self.scorer, self.messages, self.metadata
+        )
 
     @property
     def pair_key(self) -> tuple[str, int, int, int]:
@@ -107,20 +122,57 @@ class Record:
         return self.task, self.item, self.seed, self.repeat
 
 
-_FIELDS = {field.name for field in fields(Record)}
+_RECORD = TypeAdapter(Record)
 
 
-def request_key(
-    digest: str, prompt: str, task: str, reference: str, scorer: str, seed: int, repeat: int
-) -> str:
-    """Equal for requests that need not be made again."""
-    parts = [digest, prompt, task, reference, scorer, seed, repeat, __version__]
+class _Condition(BaseModel):
+    """See `hybrid.experiments.manifest`, as the next two."""
+
+    name: str
+    group: str
+    digest: str
+    values: dict[str, Any]
+    policy: dict[str, Any]
+
+
+class _Experiment(BaseModel):
+    name: str
+    description: str
+    frontier: list[str]
+    seeds: list[int]
+    repeats: int
+
+
+class _Manifest(BaseModel):
+    experiment: _Experiment
+    text: str
+    baseline: str
+    conditions: list[_Condition]
+    items: dict[str, list[str]]
+    costs: dict[str, dict[str, Any]]
+    version: str
+    at: str
+
+
+def request_key(policy: str, item: str, seed: int, repeat: int) -> str:
+    """Equal for requests that need not be made again; `policy` and `item` are digests."""
+    parts = [policy, item, seed, repeat, __version__]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 
-def item_digest(prompt: str, task: str, reference: str, scorer: str) -> str:
-    """Equal for items that are."""
-    return hashlib.sha256(json.dumps([prompt, task, reference, scorer]).encode()).hexdigest()[:12]
+def item_digest(
+    prompt: str,
+    task: str,
+    reference: str,
+    scorer: str,
+    messages: Sequence[Message] = (),
+    metadata: Mapping[str, Any] | None = None,
+) -> str:
+    """Equal for equal items."""
+    parts: list[Any] = [prompt, task, reference, scorer]
+    if messages or metadata:
+        parts += [[asdict(message) for message in messages], metadata or {}]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def settings_key(settings: Mapping[str, Any]) -> str:
@@ -129,8 +181,9 @@ def settings_key(settings: Mapping[str, Any]) -> str:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """All whole records of a folder, the last of every key; raises CheckpointError if it has none
-    to read.
+    """All whole records of a folder, the last of every key.
+
+    Raises CheckpointError, with file and line, if there are none or one is not a record.
     """
     if not has_records(folder):
         raise CheckpointError(str(folder / RECORDS), "missing; run the experiment first")
@@ -144,40 +197,54 @@ def has_records(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> list[Path]:
-    """What is packed was recorded before what is not."""
+    """The compressed file first, which has the older records."""
     return [file for file in (folder / _PACKED, folder / RECORDS) if file.is_file()]
 
 
 def _parse(file: Path) -> Iterator[Record]:
-    content = file.read_bytes()
-    if file.name == _PACKED:
+    for number, line in enumerate(_content(file).split(b"\n"), 1):
         try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise CheckpointError(str(file), f"cannot be unpacked: {error}") from None
-    for line in content.split(b"\n"):
-        try:
-            values = json.loads(line)
-            known = {name: values[name] for name in values if name in _FIELDS}
-            known["canvases"] = tuple(tuple(canvas) for canvas in known.get("canvases", ()))
-            known["notes"] = tuple(known.get("notes", ()))
-            yield Record(**known)
-        except (ValueError, TypeError, AttributeError, KeyError):
-            continue  # cut by a crash, or empty
+            yield _RECORD.validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            if first["type"] == "json_invalid":
+                continue  # cut by a crash, or empty
+            key = ".".join(map(str, first["loc"]))
+            message = f"{key}: {first['msg']}" if key else first["msg"]
+            raise CheckpointError(f"{file}:{number}", f"no record: {message}") from None
+
+
+def _content(file: Path) -> bytes:
+    try:
+        content = read_regular_file(file, MAX_BYTES)
+        if file.name == _PACKED:
+            with gzip.GzipFile(fileobj=BytesIO(content)) as packed:
+                content = packed.read(MAX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise CheckpointError(str(file), f"cannot be read: {error}") from None
+    if len(content) > MAX_BYTES:
+        raise CheckpointError(str(file), f"unpacks to more than {MAX_BYTES >> 20} MB, the limit")
+    return content
 
 
 def read_manifest(folder: Path) -> Mapping[str, Any]:
     """What `experiment.json` says; raises CheckpointError."""
     file = folder / MANIFEST
     try:
-        manifest = json.loads(file.read_text("utf-8"))
+        manifest = json.loads(read_regular_file(file, MAX_BYTES))
     except FileNotFoundError:
         raise CheckpointError(str(file), "missing; is this an experiment's folder?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(str(file), f"cannot be read: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        given = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise CheckpointError(str(file), f"has format {given!r}; this version reads {FORMAT}")
+        given = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise CheckpointError(str(file), f"has format {given!r:.40}; this version reads {FORMAT}")
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise CheckpointError(str(file), f"{key}: {first['msg']}") from None
     return manifest
 
 
@@ -214,6 +281,8 @@ def recording(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Recorder]:
     with lock:
         _write(folder / MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=1) + "\n")
         file = folder / RECORDS
+        if file.exists() and not file.is_file():
+            raise BackendError("record", f"{file}: not a regular file")
         _end_last_line(file)
         with file.open("ab", buffering=0) as stream:
             yield Recorder(stream)

@@ -16,8 +16,9 @@ from typing import Any, cast
 import numpy as np
 
 from hybrid.experiments.derive import find
+from hybrid.experiments.plan_settings import plan_settings
 from hybrid.experiments.records import Record, settings_key
-from hybrid.experiments.runner import history_path, models_key, plan_settings
+from hybrid.experiments.runner import history_path, models_key
 from hybrid.experiments.statistics import Interval, share_interval
 from hybrid.experiments.summary import Results, read_results
 from hybrid.policies.history import History, cost_of_parts
@@ -185,7 +186,8 @@ def decide(record: Record, policy: Policy, latency: LatencyModel) -> Plan:
         model is None or model.model == "embedded" for model in (chosen.drafter, chosen.refiner)
     )
     task = record.task if record.task in policy.tasks else None
-    request = make_request(record.prompt, {"task": task, "seed": record.seed})
+    question = list(record.messages) or record.prompt
+    request = make_request(question, {"task": task, "seed": record.seed})
     signals = gather(
         request,
         prompt_tokens=record.prompt_tokens,

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,16 +23,17 @@ from hybrid.deadline import CancelFlag
 from hybrid.experiments.conditions import Condition
 from hybrid.experiments.definition import Load
 from hybrid.experiments.items import Item
+from hybrid.experiments.plan_settings import plan_settings
 from hybrid.experiments.records import Record, Recorder, request_key
-from hybrid.experiments.scorers import LIKELIHOOD, find_scorer
-from hybrid.modes import MODES
+from hybrid.experiments.scorers import Scorers
+from hybrid.experiments.scoring import score_record
 from hybrid.pipeline import Pipeline
 from hybrid.policies.calibration import load_or_measure
 from hybrid.policies.history import History
 from hybrid.policies.measurements import costs_from_json, hardware
-from hybrid.policies.schema import ModelSection, Policy
+from hybrid.policies.schema import Policy
 from hybrid.requests import make_request
-from hybrid.types import Message, Plan, Request, Result
+from hybrid.types import Request, Result
 
 _SEEDS_APART, _MOST_AT_ONCE = 1_000_003, 256
 LoadModels = Callable[..., Models]
@@ -50,9 +51,7 @@ class Trial:
     @property
     def key(self) -> str:
         """See `request_key`."""
-        item = self.item
-        asked = item.prompt, item.task, item.reference, item.scorer
-        return request_key(self.condition.digest, *asked, self.seed, self.repeat)
+        return request_key(self.condition.digest, self.item.digest, self.seed, self.repeat)
 
     @property
     def request(self) -> Request:
@@ -63,7 +62,7 @@ class Trial:
         item = self.item
         task = item.task if item.task in self.condition.policy.tasks else None
         seed = self.seed * _SEEDS_APART + item.number
-        return make_request(item.prompt, {"task": task, "seed": seed})
+        return make_request(item.question, {"task": task, "seed": seed})
 
 
 def list_trials(
@@ -141,6 +140,7 @@ def history_path(folder: Path, key: str) -> Path:
 def run_trials(
     trials: Sequence[Trial],
     pipelines: Pipelines,
+    scorers: Scorers,
     recorder: Recorder,
     load: Load,
     done: Callable[[Record], None] = lambda record: None,
@@ -152,14 +152,14 @@ def run_trials(
     error or could not be scored.
     """
     for trial in {trial.condition.digest: trial for trial in trials}.values():
-        answer(pipelines.pipeline(trial.condition), trial)
+        answer(pipelines.pipeline(trial.condition), trial, scorers)
     stop, writing = CancelFlag(), threading.Lock()
     # Python's own waiting for futures may be interrupted with a lock held that workers then need
     finished: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def work(trial: Trial) -> None:
         try:
-            record = answer(pipelines.pipeline(trial.condition), trial, stop)
+            record = answer(pipelines.pipeline(trial.condition), trial, scorers, stop)
             with writing:
                 if not stop.is_set():
                     recorder.add(record)
@@ -192,7 +192,9 @@ def _raise(error: BaseException | None) -> None:
         raise error
 
 
-def answer(pipeline: Pipeline, trial: Trial, cancelled: CancelFlag | None = None) -> Record:
+def answer(
+    pipeline: Pipeline, trial: Trial, scorers: Scorers, cancelled: CancelFlag | None = None
+) -> Record:
     """One request under one policy, answered and scored."""
     item, condition = trial.item, trial.condition
     empty = Record(
@@ -207,6 +209,9 @@ def answer(pipeline: Pipeline, trial: Trial, cancelled: CancelFlag | None = None
         reference=item.reference,
         scorer=item.scorer,
         started=time.time(),
+        item_id=item.id,
+        messages=item.messages,
+        metadata=item.metadata,
         hardware=_machine(),
         canvas_length=pipeline.models.drafter.canvas_length if pipeline.models.drafter else 0,
     )
@@ -214,7 +219,8 @@ def answer(pipeline: Pipeline, trial: Trial, cancelled: CancelFlag | None = None
         result = pipeline.answer(trial.request, lambda event: None, cancelled)
     except Exception as error:  # a backend may raise anything; the others' requests go on
         return replace(empty, error=f"{type(error).__name__}: {error}")
-    return _score(_fill(empty, result, condition.policy), item, result, pipeline)
+    filled = _fill(empty, result, condition.policy)
+    return score_record(filled, item, result.token_ids, pipeline.models.refiner, scorers)
 
 
 @cache
@@ -257,60 +263,6 @@ def _fill(record: Record, result: Result, policy: Policy) -> Record:
         min_logprob=scored.min_logprob if scored else None,
         notes=result.notes,
     )
-
-
-def plan_settings(plan: Plan, policy: Policy) -> dict[str, Any]:
-    """All of a plan that decides its answer: equal settings give equal answers for a seed."""
-    mode, models = MODES[plan.refine.mode], policy.models
-    reads_refiner = mode.needs_refiner or (
-        mode.cost.reads == "scorer" and plan.refine.scorer == "refiner"
-    )
-    refine = {name: getattr(plan.refine, name) for name in mode.settings}
-    drafter, refiner = models.drafter, models.refiner
-    return {
-        "draft": asdict(plan.draft) if plan.draft else None,
-        "refine": {"mode": plan.refine.mode, **refine},
-        "max_new_tokens": plan.max_new_tokens,
-        "drafter": _arithmetic(drafter) if drafter and plan.draft else None,
-        "refiner": _arithmetic(refiner) if refiner and reads_refiner else None,
-    }
-
-
-def _arithmetic(model: ModelSection) -> list[str]:
-    """What of a model's section decides its numbers."""
-    rounded = [model.activations] if model.activations != "float" else []
-    return [model.backend, model.model, *rounded]
-
-
-def _score(record: Record, item: Item, result: Result, pipeline: Pipeline) -> Record:
-    """The record with scores of answer and draft, or with what the scorer raised."""
-    try:
-        if item.scorer == LIKELIHOOD:
-            return replace(record, score=_likelihood(pipeline, item.prompt, result.token_ids))
-        score = find_scorer(item.scorer)
-        of_answer = float(score(item.prompt, item.reference, record.text))
-        of_draft = None
-        if record.draft_text is not None:
-            same = record.draft_text == record.text
-            drafted = of_answer if same else score(item.prompt, item.reference, record.draft_text)
-            of_draft = float(drafted)
-        if not math.isfinite(of_answer):
-            raise ValueError(f"the scorer said {of_answer}")
-    except (Exception, SystemExit) as error:  # whatever a scorer raises, a user's above all
-        return replace(record, score_error=f"{type(error).__name__}: {error}")
-    return replace(record, score=of_answer, draft_score=of_draft)
-
-
-def _likelihood(pipeline: Pipeline, prompt: str, token_ids: Sequence[int]) -> float:
-    """The refiner's probability a token of the answer: the mean log-probability's exponential."""
-    refiner = pipeline.models.refiner
-    if refiner is None:
-        raise ValueError("scorer likelihood needs models.refiner, which is null")
-    if not token_ids:
-        return 0.0
-    session = refiner.open(Request(messages=(Message("user", prompt),)), len(token_ids))
-    logprobs = session.score(token_ids).logprobs
-    return math.exp(sum(logprobs) / len(logprobs))
 
 
 def _arrivals(trials: Sequence[Trial], load: Load) -> Iterator[Trial]:

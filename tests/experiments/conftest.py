@@ -15,6 +15,7 @@ from hybrid.experiments.items import list_items
 from hybrid.experiments.manifest import build_manifest
 from hybrid.experiments.records import read_manifest, recording
 from hybrid.experiments.runner import Pipelines, list_trials, run_trials
+from hybrid.experiments.scorers import Scorers
 from hybrid.refiners.scripted import ScriptedRefiner
 
 TEXT = """
@@ -73,7 +74,8 @@ def run_small(folder: Path) -> Callable[..., Path]:
     def run(text: str = TEXT, out: str = "out", load: Load | None = None) -> Path:
         experiment, document = parse_experiment(text, "small.yaml")
         conditions = list_conditions(experiment, document, folder)
-        items = list_items(experiment.tasks, folder)
+        scorers = Scorers(folder)
+        items = list_items(experiment.tasks, document, folder, scorers)
         trials = list_trials(conditions, items, experiment.seeds, experiment.repeats)
         where = folder / out
         before = read_manifest(where) if (where / "experiment.json").is_file() else {}
@@ -82,7 +84,7 @@ def run_small(folder: Path) -> Callable[..., Path]:
             pipelines.pipeline(condition)
         manifest = build_manifest(experiment, text, conditions, items, pipelines.costs)
         with recording(where, manifest) as recorder:
-            run_trials(trials, pipelines, recorder, load or experiment.load)
+            run_trials(trials, pipelines, scorers, recorder, load or experiment.load)
         return where
 
     return run

@@ -1,13 +1,15 @@
 """What an experiment file may say, and how it is told what is wrong with it."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from hybrid.errors import PolicyError, RequestError
+from hybrid.errors import PolicyError
 from hybrid.experiments.conditions import list_conditions
-from hybrid.experiments.definition import load_experiment, parse_experiment
+from hybrid.experiments.definition import MAX_BYTES, load_experiment, parse_experiment
 from hybrid.experiments.items import list_items
+from hybrid.experiments.scorers import Scorers
 from tests.experiments.conftest import TEXT
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +26,7 @@ def problems(text: str, folder: Path = Path()) -> list[str]:
 def test_the_examples_are_valid(name: str) -> None:
     experiment, document = load_experiment(ROOT / "examples" / f"{name}.yaml")
     assert len(list_conditions(experiment, document, ROOT)) > 5
-    assert len(list_items(experiment.tasks, ROOT)) == 500
+    assert len(list_items(experiment.tasks, document, ROOT, Scorers(ROOT))) == 500
 
 
 def test_twelve_lines_are_enough_for_a_frontier() -> None:
@@ -77,6 +79,8 @@ def test_a_wrong_value_in_a_grid_is_found_with_its_line() -> None:
         (("baseline: refiner", "frontier: [draft, verifi]"), "did you mean 'verify'?"),
         (("baseline: refiner", "seeds: [-1]"), "seeds.0: greater than or equal to 0"),
         (("baseline: refiner", "load: {rate: 0}"), "load.rate"),
+        (("{file: items.jsonl}", "{file: x, columns: {promt: q}}"), "'promt' is not one of prompt"),
+        (("{file: items.jsonl}", "{reasoning_gym: [a], scorer: exact}"), "has scorers and names"),
         (("inline: {defaults: {refine: {mode: generate}}}", "policy: fastest"), "neither a preset"),
     ],
 )
@@ -91,26 +95,24 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
-    [
-        ("", "at least one item"),
-        ('{"prompt": "x"}\n{oops\n', "items.jsonl:2"),
-        ('{"text": "x"}\n', "with a prompt"),
-        ('{"prompt": "x", "referenc": "y"}\n', "did you mean 'reference'"),
-        ('{"prompt": "x", "scorer": "exakt"}\n', "did you mean 'exact'"),
-        ('{"prompt": "x", "scorer": "no.such:thing"}\n', "module:function that can be imported"),
-    ],
-)
-def test_broken_items_are_named_with_their_line(folder: Path, lines: str, said: str) -> None:
-    (folder / "items.jsonl").write_text(lines)
-    experiment, _ = parse_experiment(TEXT, "x.yaml")
-    with pytest.raises(RequestError, match=said):
-        list_items(experiment.tasks, folder)
+    "name",
+    ["../../../x", "/tmp/x", "a/b", ".", "..", ".hidden", "x\\0", "con", "NUL.txt", "lpt1", "a ",
+     "a.", "a\\nb", "a:b", "x" * 101, ""],
+)  # fmt: skip
+def test_a_name_is_a_folders_and_nothing_else(name: str) -> None:
+    (problem, *_) = problems(TEXT.replace("name: small", f'name: "{name}"'))
+    assert problem.startswith("x.yaml:3:7: name: ")
 
 
-def test_items_are_numbered_by_task_and_cut_to_the_number_wanted(folder: Path) -> None:
-    text = TEXT.replace("{file: items.jsonl}", "[{file: items.jsonl, items: 2}]")
-    experiment, _ = parse_experiment(text, "x.yaml")
-    items = list_items(experiment.tasks, folder)
-    assert [(item.task, item.number) for item in items] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
-    assert {item.scorer for item in items} == {"exact"}
+@pytest.mark.parametrize("name", ["a", "Qwen 3.5, 8-bit", "früher_2", "x" * 100])
+def test_usual_names_are_names(name: str) -> None:
+    assert parse_experiment(TEXT.replace("name: small", f"name: {name}"), "x.yaml")[0].name == name
+
+
+def test_only_regular_files_of_some_size_are_experiments(tmp_path: Path) -> None:
+    pipe, large = tmp_path / "pipe.yaml", tmp_path / "large.yaml"
+    os.mkfifo(pipe)
+    large.write_bytes(b"#" * (MAX_BYTES + 1))
+    for file, said in ((pipe, "regular"), (Path("/dev/zero"), "regular"), (large, "limit")):
+        with pytest.raises(PolicyError, match=said):
+            load_experiment(file)

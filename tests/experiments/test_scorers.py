@@ -1,9 +1,11 @@
 """How answers are scored."""
 
+from pathlib import Path
+
 import pytest
 
-from hybrid.errors import RequestError
-from hybrid.experiments.scorers import SCORERS, check_scorer, find_scorer
+from hybrid.experiments.items import Item
+from hybrid.experiments.scorers import SCORERS, Scorers
 
 
 @pytest.mark.parametrize(
@@ -39,9 +41,56 @@ def test_a_broken_reference_is_nobodys_wrong_answer(name: str, reference: str) -
         SCORERS[name]("?", reference, "1")
 
 
-def test_a_function_of_yours() -> None:
-    assert find_scorer("operator:eq") is not None
-    with pytest.raises(RequestError, match="did you mean 'numeric'"):
-        check_scorer("numerik")
-    with pytest.raises(RequestError, match="can be imported"):
-        find_scorer("operator:no_such")
+OURS = """
+from dataclasses import dataclass
+print("imported")
+@dataclass
+class Loose:
+    most: int
+def close(prompt, reference, text): return float(abs(int(text) - int(reference)) <= Loose(1).most)
+def tagged(prompt, reference, text, item): return float(item.metadata["tag"] == text)
+"""
+
+
+def test_a_function_of_a_file_beside_the_experiment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ours.py").write_text(OURS)
+    scorers = Scorers(tmp_path)
+    scorers.check("ours:close")
+    assert capsys.readouterr().out == ""  # checking imports nothing
+    item = Item("t", 0, "?", "4", "ours:close", metadata={"tag": "red"})
+    assert scorers.find("ours:close")(item, "5") == 1.0
+    assert scorers.find("ours:tagged")(item, "red") == 1.0
+    with pytest.raises(ValueError, match="did you mean 'close'"):
+        scorers.check("ours:clsoe")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("numerik", "did you mean 'numeric'"), (":", "module:function"),
+        (".x:y", "module:function"),
+        ("x:", "module:function"), ("a:b:c", "module:function"), ("a b:c", "module:function"),
+        ("../ours:f", "module:function"), ("os:execv", "standard library"),
+        ("timeit:timeit", "standard library"), ("os.path:join", "standard library"),
+        ("no_such_package_at_all:f", "no such package"), ("here:f", "no such package"),
+        ("", "not one of"),
+    ],
+)  # fmt: skip
+def test_what_is_no_scorer_is_refused_before_anything_is_imported(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here.py").write_text("raise SystemExit('imported from the current folder')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    with pytest.raises(ValueError, match=said):
+        Scorers(tmp_path / "elsewhere").check(name)
+    with pytest.raises(ValueError, match=said):
+        Scorers(tmp_path / "elsewhere").find(name)
+
+
+def test_a_file_beside_that_does_not_parse_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ours.py").write_text("def f(:")
+    with pytest.raises(ValueError, match=r"ours\.py.*invalid syntax"):
+        Scorers(tmp_path).check("ours:f")

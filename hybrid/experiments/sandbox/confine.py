@@ -58,12 +58,12 @@ _REFUSED = {  # call: its number on x86-64 and on AArch64, None where there is n
 _CLONE3 = 435  # said to be unknown, so that libc starts threads with clone, whose flags can be read
 
 
-def confine(folder: Path, seconds: int) -> None:
+def confine(folder: Path, seconds: int, memory: int = MEMORY) -> None:
     """Leave this process CPU time, memory and one folder; where the system can, nothing else.
 
     Must be called with one thread, and after everything is imported that must not be missed.
     """
-    _limit(seconds)
+    _limit(seconds, memory)
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None, use_errno=True)
@@ -91,10 +91,10 @@ def missing() -> list[str]:
     return found
 
 
-def _limit(seconds: int) -> None:
+def _limit(seconds: int, memory: int) -> None:
     limits = {
         resource.RLIMIT_CPU: seconds,
-        resource.RLIMIT_AS: MEMORY,
+        resource.RLIMIT_AS: memory,
         resource.RLIMIT_FSIZE: FILE_SIZE,
         resource.RLIMIT_NOFILE: OPEN_FILES,
         resource.RLIMIT_CORE: 0,
