@@ -194,14 +194,14 @@ def _tell(trials: "Sequence[Trial]", todo: "Sequence[Trial]", seconds: float, fo
     console.print(table)
     if len(todo) > _SAMPLE:
         seconds *= len(todo) / _SAMPLE
-    pairs = len(trials) // len(conditions)
+    pairs = len({(trial.item.task, trial.item.number) for trial in trials})
     least = detectable_difference(pairs)
     console.print(
         f"{len(conditions)} policies, {len(trials)} requests, {len(todo)} of them not yet in "
         f"{folder}; about {seconds / 60:.1f} minutes one at a time, by the plans' medians"
     )
     console.print(
-        f"with {pairs} pairs, two policies that disagree on 15 % of the answers can be told apart "
+        f"with {pairs} items, two policies that disagree on 15 % of them can be told apart "
         f"(80 % power, 5 % level) if their accuracies differ by {100 * least:.1f} points"
     )
 
