@@ -84,7 +84,7 @@ def list_items(
 
 
 def _is_list(document: Document) -> bool:
-    return isinstance(document.root.get("tasks"), list)
+    return isinstance(document.values.get("tasks"), list)
 
 
 def _generate(given: TaskSet) -> list[Item]:

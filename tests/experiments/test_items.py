@@ -33,7 +33,6 @@ DEEP = '{"prompt": "x", "metadata": ' + '{"a":' * 100_000 + "1" + "}" * 100_000 
         ('{"prompt": 3}', "a prompt, which is text"), ('{"prompt": ""}', "at least one word"),
         ('{"prompt": "\\ud800"}', "UTF-8"), ('{"prompt": "x", "messages": []}', "or messages"),
         ('{"messages": [{"role": "user"}]}', "a role"), ('{"messages": "x"}', ":2"),
-        ('{"messages": [{"role": "assistant", "content": "x"}]}', "user's message"),
         ('{"prompt": "x", "referenc": "y"}', "did you mean 'reference'"),
         ('{"prompt": "x", "scorer": "exakt"}', "did you mean 'exact'"),
         ('{"prompt": "x", "scorer": ["exact"]}', "one of"),

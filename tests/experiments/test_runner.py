@@ -100,7 +100,7 @@ def test_packed_records_are_read_and_added_to(run_small: Run) -> None:
     assert read_records(where)[0].text == "again"
     assert len(read_records(where)) == TRIALS
     packed.write_bytes(b"no gzip")
-    with pytest.raises(CheckpointError, match="cannot be unpacked"):
+    with pytest.raises(CheckpointError, match="cannot be read: Not a gzipped file"):
         read_records(where)
 
 
