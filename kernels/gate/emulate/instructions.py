@@ -10,6 +10,8 @@ from hybrid.kernels.gate.emulate import (
     floating,
     integer,
     matrices,
+    mbarriers,
+    tcgen05,
     warps,
     wgmma,
 )
@@ -26,6 +28,8 @@ _OTHERS: dict[str, Build] = {
     **convert.BUILDERS,
     **copies.BUILDERS,
     **matrices.BUILDERS,
+    **mbarriers.BUILDERS,
+    **tcgen05.BUILDERS,
     **warps.BUILDERS,
     **wgmma.BUILDERS,
 }

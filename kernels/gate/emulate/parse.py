@@ -89,7 +89,7 @@ class Kernel:
 
 
 _PIECE = re.compile(r"\{[^{}]*\}|\[[^\]]*\]|[^,\s]+(?:\s*\|\s*[^,\s]+)?")
-_ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\((.*?)\)(.*?)\n\{(.*?)\n\}", re.S)
+_ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\((.*?)\)([^{]*)\{", re.S)
 _STATEMENT = re.compile(
     r"\s*(?:([\w$]+:)(?!:)|([{}])|(\.(?:loc|file|pragma)[^\n;]*);?|([^;]*);)", re.S
 )
@@ -105,8 +105,18 @@ def parse(text: str) -> Kernel:
     kernel = Kernel(entry[1], {name: kind for kind, name in found})
     required = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", entry[3])
     kernel.threads = int(required[1]) if required else 0
-    _Body(kernel, text.count("\n", 0, entry.start(4)) + 1).read(entry[4])
+    body = _up_to_its_brace(re.sub(r"//.*", "", text[entry.end() :]))
+    _Body(kernel, text.count("\n", 0, entry.end()) + 1).read(body)
     return kernel
+
+
+def _up_to_its_brace(text: str) -> str:
+    depth = 1
+    for brace in re.finditer(r"[{}]", text):
+        depth += 1 if brace[0] == "{" else -1
+        if not depth:
+            return text[: brace.start()]
+    raise NotModelled("the kernel's text does not end")
 
 
 class _Body:
@@ -231,7 +241,7 @@ def _number(text: str) -> int:
 
 def _statements(body: str, first_line: int) -> Iterator[tuple[int, str]]:
     """Statements, labels with their colons, and the braces of scopes, each with its line."""
-    body = re.sub(r"//.*", "", body).rstrip()
+    body = body.rstrip()
     at, line = 0, first_line
     while at < len(body):
         match = _STATEMENT.match(body, at)

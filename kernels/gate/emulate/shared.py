@@ -60,6 +60,10 @@ class SharedMemory:
         warps = self._machine.threads // 32
         self._warp_barrier.reshape(-1, warps)[ctas] = self._machine.executed
 
+    def last_barrier(self, ctas: Array) -> Array:
+        """When the CTAs' threads last met."""
+        return np.asarray(self._cta_barrier[ctas])
+
     def pass_warp_barrier(self, warps: Array) -> None:
         """All threads of these warps have met."""
         self._warp_barrier[warps] = self._machine.executed
