@@ -30,7 +30,7 @@ Edit = Callable[[str, str], str]  # a kernel's name and PTX to the PTX that runs
 class Ran:
     """What one launch did."""
 
-    kernel: str
+    launch: Launch
     grid: tuple[int, int, int]
     instructions: int
     hazards: tuple[Hazard, ...]
@@ -69,7 +69,7 @@ def emulate(launch: Launch, compiled: Compiled, edit: Edit | None = None) -> Ran
     instructions, hazards = _run(kernel, compiled, memory, arguments, (x, y, z))
     for index, array in enumerate(arrays):
         array[:] = memory.contents(index, array.size)
-    return Ran(name, (x, y, z), instructions, hazards)
+    return Ran(launch, (x, y, z), instructions, hazards)
 
 
 def _run(

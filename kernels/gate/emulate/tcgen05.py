@@ -130,7 +130,7 @@ _E2M1 = 1 << 7 | 1 << 10
 
 
 def _multiply(machine: Machine, instruction: Instruction) -> Step:
-    """``d = a . b (+ d)`` of 64 or 128 rows of bfloat16 or float16; A from shared or tensor memory."""
+    """``d = a . b (+ d)`` of 64 or 128 rows, bfloat16 or float16; A may be in tensor memory."""
     d, a, b, shape, accumulate = instruction.operands
     from_memory = isinstance(a, Address)
     d_read = machine.address(d)
