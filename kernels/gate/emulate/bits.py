@@ -1,10 +1,12 @@
 """Logic, shifts, and fields of bits and bytes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from hybrid.kernels.gate.emulate.faults import NotModelled
+from hybrid.kernels.gate.emulate.flow import Mask
 from hybrid.kernels.gate.emulate.formats import Array
 from hybrid.kernels.gate.emulate.machine import Build, Machine, Step
 from hybrid.kernels.gate.emulate.parse import Instruction, Number
@@ -39,7 +41,25 @@ def _shift(machine: Machine, instruction: Instruction) -> Step:
         moved = x << within if is_left else x >> within
         return np.asarray(moved if keeps_sign else np.where(by >= bits, x.dtype.type(0), moved))
 
+    if amount == Number(bits // 2):
+        return _shift_by_half(machine, instruction, number, shift)
     return pointwise(machine, result, [(value, number), (amount, _U32)], shift)
+
+
+def _shift_by_half(
+    machine: Machine, instruction: Instruction, number: Any, shift: Callable[..., Array]
+) -> Step:
+    """One half goes, the other takes its place: only what stays may be undefined."""
+    result, value, amount = instruction.operands
+    read, by = machine.read(value, number), machine.read(amount, _U32)
+    is_left, keeps_sign = instruction.name == "shl", instruction.modifiers[0][0] == "s"
+
+    def step(mask: Mask) -> None:
+        low, high = machine.halves_of(value)
+        kept = (None, low) if is_left else (high, high if keeps_sign else None)
+        machine.write_halves(result, shift(read(), by()), mask, *kept)
+
+    return step
 
 
 def _funnel(machine: Machine, instruction: Instruction) -> Step:

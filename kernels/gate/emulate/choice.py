@@ -1,6 +1,7 @@
 """Moving, comparing, choosing: ``mov``, ``setp``, ``selp``."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -8,8 +9,8 @@ from hybrid.kernels.gate.emulate.faults import NotModelled
 from hybrid.kernels.gate.emulate.flow import Mask
 from hybrid.kernels.gate.emulate.formats import Array, bfloat16_to_float, half_to_float
 from hybrid.kernels.gate.emulate.machine import UNSIGNED, Build, Machine, Step
-from hybrid.kernels.gate.emulate.parse import Group, Instruction
-from hybrid.kernels.gate.emulate.pointwise import FLOAT_KINDS, number_type, pointwise
+from hybrid.kernels.gate.emulate.parse import Group, Instruction, Operand
+from hybrid.kernels.gate.emulate.pointwise import FLOAT_KINDS, by_halves, number_type, pointwise
 
 _COMPARE: dict[str, Callable[[Array, Array], Array]] = {
     "eq": np.equal,
@@ -42,9 +43,28 @@ def _move(machine: Machine, instruction: Instruction) -> Step:
                 joined = joined | part.astype(whole) << whole(bits * place)
             return joined
 
-        return pointwise(machine, result, [(item, UNSIGNED[bits]) for item in source.items], join)
+        parts = [(item, UNSIGNED[bits]) for item in source.items]
+        if len(parts) == 2:
+            return _join_halves(machine, result, source, parts, join)
+        return pointwise(machine, result, parts, join)
     number = np.bool_ if kind == "pred" else number_type(kind)
-    return pointwise(machine, result, [(source, number)], lambda x: x)
+    return by_halves(machine, result, [(source, number)], lambda x: x)
+
+
+def _join_halves(
+    machine: Machine,
+    result: Operand,
+    source: Group,
+    parts: list[tuple[Operand, Any]],
+    join: Callable[..., Array],
+) -> Step:
+    low, high = (machine.read(item, kind) for item, kind in parts)
+
+    def step(mask: Mask) -> None:
+        of_low, of_high = (machine.undefined_of((item,)) for item in source.items)
+        machine.write_halves(result, join(low(), high()), mask, of_low, of_high)
+
+    return step
 
 
 def _split(machine: Machine, results: Group, instruction: Instruction) -> Step:
@@ -53,8 +73,9 @@ def _split(machine: Machine, results: Group, instruction: Instruction) -> Step:
     part, read = UNSIGNED[bits], machine.read(source, whole)
 
     def step(mask: Mask) -> None:
-        value, undefined = read(), machine.undefined_of((source,))
+        value, halves = read(), machine.halves_of(source)
         for place, item in enumerate(results.items):
+            undefined = halves[place * 2 // len(results.items)]
             machine.write(item, (value >> whole(bits * place)).astype(part), mask, undefined)
 
     return step

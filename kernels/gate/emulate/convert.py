@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hybrid.kernels.gate.emulate.faults import NotModelled
+from hybrid.kernels.gate.emulate.flow import Mask
 from hybrid.kernels.gate.emulate.formats import (
     Array,
     bfloat16_to_float,
@@ -32,11 +33,24 @@ def _convert(machine: Machine, instruction: Instruction) -> Step:
         raise NotModelled(instruction.opcode)
     if to[0] in "sub" and source[0] in "sub" and "f" not in to + source:
         number = number_type(to)
+        if 2 * int(to[1:]) <= int(source[1:]):
+            return _low_half(machine, instruction, number)
         return pointwise(machine, result, [(operands[0], number_type(source))], _as(number))
     if len(operands) == 2:
         return pointwise(machine, result, [(o, np.float32) for o in operands], _pair(to, source))
     compute, number = _single(how, to, source)
     return pointwise(machine, result, [(operands[0], number)], compute)
+
+
+def _low_half(machine: Machine, instruction: Instruction, number: type) -> Step:
+    """Of a narrower integer, only the half that it is taken from can be undefined."""
+    result, operand = instruction.operands
+    read = machine.read(operand, number_type(instruction.modifiers[-1]))
+
+    def step(mask: Mask) -> None:
+        machine.write(result, read().astype(number), mask, machine.halves_of(operand)[0])
+
+    return step
 
 
 def _as(number: type) -> Callable[[Array], Array]:

@@ -19,7 +19,7 @@ from hybrid.kernels.gate.emulate.formats import (
 )
 from hybrid.kernels.gate.emulate.machine import Build, Machine, Step
 from hybrid.kernels.gate.emulate.parse import Instruction
-from hybrid.kernels.gate.emulate.pointwise import pointwise
+from hybrid.kernels.gate.emulate.pointwise import by_halves, pointwise
 
 Compute = Callable[..., Array]
 _ALLOWED = {"rn", "ftz", "approx", "full", "NaN", "f32"}
@@ -48,7 +48,7 @@ def _floats(compute: Compute) -> Build:
             )
         paired = _in_pairs(compute, kind)
         whole = np.uint64 if kind == "f32x2" else np.uint32
-        return pointwise(machine, result, [(s, whole) for s in sources], paired)
+        return by_halves(machine, result, [(s, whole) for s in sources], paired)
 
     return build
 

@@ -64,6 +64,7 @@ class Machine:
             for r in kernel.registers
         ]
         self.undefined: dict[int, Array] = {}
+        self.undefined_halves: dict[int, tuple[Mask, Mask]] = {}  # where only one may be
         self.written_at = [-1] * len(self.registers)  # counted in executed instructions
         self.hazards: dict[tuple[int, str], Hazard] = {}
         self.special = self._special_registers()
@@ -142,6 +143,7 @@ class Machine:
             self.registers[index] = np.where(mask, values, held)
         self.written_at[index] = self.executed
         before = self.undefined.pop(index, None)
+        self.undefined_halves.pop(index, None)
         if before is not None and mask is not None:
             after = before & ~mask if undefined is None else np.where(mask, undefined, before)
         elif undefined is not None:
@@ -150,6 +152,32 @@ class Machine:
             return
         if after.any():
             self.undefined[index] = after
+
+    def write_halves(
+        self, operand: Operand, values: Array, mask: Mask, low: Mask, high: Mask
+    ) -> None:
+        """As `write`, of a register whose halves are computed apart: one may be undefined."""
+        if low is None and high is None:
+            self.write(operand, values, mask)
+            return
+        nothing = ~self.everyone
+        low, high = (nothing if half is None else half for half in (low, high))
+        before = self.halves_of(operand)
+        self.write(operand, values, mask, low | high)
+        if isinstance(operand, Register) and operand.index in self.undefined:
+            if mask is not None:
+                held = (nothing if half is None else half for half in before)
+                low, high = (
+                    np.where(mask, new, old) for new, old in zip((low, high), held, strict=True)
+                )
+            self.undefined_halves[operand.index] = low, high
+
+    def halves_of(self, operand: Operand) -> tuple[Mask, Mask]:
+        """Threads in which the low, and the high half of a register is undefined."""
+        if isinstance(operand, Register) and operand.index in self.undefined_halves:
+            return self.undefined_halves[operand.index]
+        undefined = self.undefined_of((operand,))
+        return undefined, undefined
 
     def undefined_of(self, operands: Sequence[Operand]) -> Mask:
         """Threads in which one of these registers holds nothing defined; None: in none."""
@@ -206,6 +234,7 @@ class Machine:
         for index, row in enumerate(self.registers):
             self.registers[index] = np.zeros_like(row)
             self.undefined[index] = self.everyone
+        self.undefined_halves.clear()
         self.locks.clear()
         self.state.clear()
         self.shared.clear()

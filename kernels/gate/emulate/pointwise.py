@@ -23,6 +23,33 @@ def number_type(kind: str) -> Any:
     return (_SIGNED if kind[0] == "s" else UNSIGNED)[int(kind[1:])]
 
 
+def union(*masks: Mask) -> Mask:
+    """Threads in any of these; None: in none."""
+    found: Mask = None
+    for mask in masks:
+        if mask is not None:
+            found = mask if found is None else found | mask
+    return found
+
+
+def by_halves(
+    machine: Machine,
+    result: Operand,
+    sources: Sequence[tuple[Operand, Any]],
+    compute: Callable[..., Array],
+) -> Step:
+    """As `pointwise`, where each half of the result comes from the same halves of the sources."""
+    readers = [machine.read(operand, kind) for operand, kind in sources]
+    operands = [operand for operand, _ in sources]
+
+    def step(mask: Mask) -> None:
+        values = compute(*[read() for read in readers])
+        low, high = zip(*[machine.halves_of(operand) for operand in operands], strict=True)
+        machine.write_halves(result, values, mask, union(*low), union(*high))
+
+    return step
+
+
 def pointwise(
     machine: Machine,
     result: Operand,
