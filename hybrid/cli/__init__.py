@@ -47,6 +47,7 @@ app.command("hybrid.cli.quantize:quantize", name="quantize", help="Write a model
 app.command("hybrid.cli.calibrate:calibrate", name="calibrate", help="Measure this machine.")
 app.command("hybrid.cli.compile:compile_models", name="compile", help="Make small models faster.")
 app.command("hybrid.cli.doctor:doctor", name="doctor", help="Check this machine, with fixes.")
+app.command("hybrid.cli.prove:prove", name="prove", help="Check the kernels on this device.")
 app.register_install_completion_command(
     add_to_startup=False, help="Write the shell's completion script; edits no start-up file."
 )

@@ -15,9 +15,9 @@ from torch import Tensor
 from hybrid.engine.banned_tokens import BannedTokens
 from hybrid.engine.kv_cache import KVCacheBuffers
 from hybrid.engine.model import EngineModel
-from hybrid.kernels.accept import FREE, accept
+from hybrid.kernels.accept import FREE
 from hybrid.kernels.head import head_sample
-from hybrid.kernels.noise import SAMPLE, TOKENS, draw_keys, random_tokens, signed
+from hybrid.kernels.noise import SAMPLE, TOKENS, signed
 from hybrid.kernels.soft_embed import soft_embed
 
 # Columns of the whole numbers, after the two halves of the seed.
@@ -102,7 +102,7 @@ class Canvases:
         numbers; `banned_width` is the width of the table of banned tokens, 0 to read none.
         """
         model = self._model
-        config, embedding = model.config, model.weights.embedding
+        config, embedding, operations = model.config, model.weights.embedding, model.operations
         counts, settings = self._counts[rows], self._settings[rows]
         seeds, (canvas, step, limit, stability, stable, context, done) = (
             counts[:, :2].contiguous(),
@@ -130,14 +130,15 @@ class Canvases:
             embedding,
             config.final_logit_softcapping,
             temperature.repeat_interleave(length),
-            draw_keys(seeds, canvas, following, SAMPLE, length).flatten(),
+            operations.draw_keys(seeds, canvas, following, SAMPLE, length).flatten(),
             banned,
         )
-        acceptance = accept(
+        token_keys = operations.draw_keys(seeds, canvas, following, TOKENS, length)
+        acceptance = operations.accept(
             sampled.entropy.view(-1, length),
             sampled.best.view(-1, length),
             sampled.sample.view(-1, length),
-            random_tokens(draw_keys(seeds, canvas, following, TOKENS, length), config.vocab_size),
+            operations.random_tokens(token_keys, config.vocab_size),
             self.best_ids[rows],
             fixed_token_ids,
             bound,

@@ -20,12 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from torch import Tensor
 
 from hybrid.cores import available_cores
-from hybrid.engine.child import Child
 from hybrid.engine.compile_worker import compile_variant
 from hybrid.engine.kernel_hashes import hash_kernels, source_hash
 from hybrid.engine.model import EngineModel
 from hybrid.engine.warm_up import list_launches
 from hybrid.errors import CapabilityError
+from hybrid.kernels.child import Child
 from hybrid.kernels.launch import Launch
 
 _MAX_CHILDREN = 8

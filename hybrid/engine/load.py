@@ -12,6 +12,7 @@ from rich.console import Console
 from hybrid.engine.compile_ahead import compile_ahead
 from hybrid.engine.memory import require_host_memory, require_memory
 from hybrid.engine.model import EngineModel
+from hybrid.engine.proofs import kept_proof, prove_device, proved_operations
 from hybrid.engine.reading import read_weights
 from hybrid.errors import CapabilityError
 from hybrid.gemma.checkpoint.mapping import map_tensors
@@ -23,6 +24,7 @@ from hybrid.gemma.model.gemma import GemmaModel, load_model
 from hybrid.gemma.threads import SMALL_HIDDEN_SIZE
 from hybrid.kernels.launch import OLDEST_MAJOR, architecture
 from hybrid.kernels.native import NATIVE_ARCHITECTURES
+from hybrid.kernels.proof import Proof
 from hybrid.types import Activations
 
 NEEDS_BLACKWELL = "activations: nvfp4 needs a Blackwell GPU, of compute capability " + ", ".join(
@@ -109,7 +111,18 @@ def load_engine(
         raise CapabilityError(f"loading {path}", str(device), missing) from None
     finally:
         checkpoint.close()
-    model = EngineModel(config, weights)
-    if device.type == "cuda":
-        compile_ahead(model)
+    if device.type != "cuda":
+        return EngineModel(config, weights)
+    name = f"{device} ({torch.cuda.get_device_name(device)})"
+    operations = proved_operations(_proof(device), weights, name)
+    model = EngineModel(config, weights, operations)
+    compile_ahead(model)
     return model
+
+
+def _proof(device: torch.device) -> Proof:
+    """The kept proof of the device, or a new one."""
+    if (kept := kept_proof(device)) is not None:
+        return kept
+    _print(f"proving the kernels on {device}, once for this GPU and versions: a minute or two")
+    return prove_device(device)

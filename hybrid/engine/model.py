@@ -19,6 +19,7 @@ from hybrid.engine.attention_metadata import (
 )
 from hybrid.engine.kv_cache import KVCacheBuffers
 from hybrid.engine.kv_cache_pool import KVCachePool
+from hybrid.engine.operations import KERNELS, Operations
 from hybrid.engine.weights import EngineWeights, FeedForwardWeights, LayerWeights
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.model.cache import AttentionMetadata, Cache, to_ints
@@ -26,9 +27,6 @@ from hybrid.kernels.attention import cached_attention
 from hybrid.kernels.experts import experts
 from hybrid.kernels.head import head, head_scores
 from hybrid.kernels.linear import linear, linear_gated, linear_heads
-from hybrid.kernels.norms import attention_residual, feed_forward_residual, rms_norm
-from hybrid.kernels.route import route
-from hybrid.kernels.selfcond import condition
 
 _CHUNK = 512  # prompt tokens of all rows in one pass: bounds the working memory
 _MAX_DECODE_TOKENS = 16  # passes of up to so many tokens are captured as graphs, and a canvas's
@@ -42,8 +40,10 @@ class EngineModel:
     On a CPU every operation is its reference, in the weights' dtype.
     """
 
-    def __init__(self, config: GemmaConfig, weights: EngineWeights) -> None:
-        self.config, self.weights = config, weights
+    def __init__(
+        self, config: GemmaConfig, weights: EngineWeights, operations: Operations = KERNELS
+    ) -> None:
+        self.config, self.weights, self.operations = config, weights, operations
         self.device, self.dtype = weights.embedding.device, weights.embedding.dtype
         self._builder = AttentionMetadataBuilder(config, self.device)
         self._pool = KVCachePool(config, self.device, self.dtype)
@@ -163,10 +163,12 @@ class EngineModel:
         """
         weights, eps = self.weights.self_conditioning, self.config.rms_norm_eps
         assert weights is not None, "the model has no self-conditioning"
-        soft = rms_norm(soft_embedding.flatten(0, 1), weights.pre_norm, eps)
+        soft = self.operations.rms_norm(soft_embedding.flatten(0, 1), weights.pre_norm, eps)
         signal = linear(linear_gated(soft, weights.gate_up), weights.down)
         ids = canvas_ids.to(torch.int32).flatten()
-        x = condition(ids, signal, self.weights.embedding, self.embedding_scale, eps)
+        x = self.operations.condition(
+            ids, signal, self.weights.embedding, self.embedding_scale, eps
+        )
         tokens = canvas_ids.shape[1]
         metadata = self._builder.build(
             rows, starts, lengths, tokens, buffers.max_context, buffers.slots, causal=False
@@ -226,7 +228,7 @@ class EngineModel:
         """``x`` [R * T, H] through all layers and the final norm."""
         layers, eps = self.weights.layers, self.config.rms_norm_eps
         after = [layer.attention.input_norm for layer in layers[1:]] + [self.weights.norm]
-        normed = rms_norm(x, layers[0].attention.input_norm, eps)
+        normed = self.operations.rms_norm(x, layers[0].attention.input_norm, eps)
         for index, (layer, next_norm) in enumerate(zip(layers, after, strict=True)):
             attended = self._attend(normed, index, metadata, buffers)
             scalar = layer.encode_scalar if metadata.causal else layer.denoise_scalar
@@ -271,7 +273,7 @@ class EngineModel:
         """The residual stream after the layer, and the next layer's normalised input."""
         weights, eps = layer.feed_forward, self.config.rms_norm_eps
         branch = weights.experts
-        x, dense_input, expert_input = attention_residual(
+        x, dense_input, expert_input = self.operations.attention_residual(
             x,
             attended,
             layer.attention.post_norm,
@@ -280,7 +282,7 @@ class EngineModel:
             eps,
         )
         dense = linear(linear_gated(dense_input, weights.gate_up), weights.down)
-        return feed_forward_residual(
+        return self.operations.feed_forward_residual(
             x,
             dense,
             self._mix_experts(x, expert_input, weights),
@@ -299,7 +301,7 @@ class EngineModel:
         branch = weights.experts
         if branch is None or normed is None:
             return None
-        chosen, shares = route(
+        chosen, shares = self.operations.route(
             x,
             branch.router_scale,
             branch.router,

@@ -51,7 +51,7 @@ def without_memory(model: EngineModel) -> EngineModel:
     kept = sorted(distinct.values())
     small = replace(config, layers=tuple(config.layers[index] for index in kept))
     layers = tuple(weights.layers[index] for index in kept)
-    return EngineModel(small, _to_meta(replace(weights, layers=layers)))
+    return EngineModel(small, _to_meta(replace(weights, layers=layers)), model.operations)
 
 
 def all_work(model: EngineModel) -> Iterator[None]:
