@@ -103,6 +103,11 @@ class DiffusionGemmaDrafter:
         return available_cores() if is_small and self.model.device.type == "cpu" else 1
 
     @property
+    def concurrency(self) -> int:
+        """See `Drafter.concurrency`: on a GPU a row more costs little, on a CPU a core."""
+        return self.num_engines if self.model.device.type == "cpu" else self._max_batch_size
+
+    @property
     def num_waiting(self) -> int:
         """How many sequences wait for a place in an engine."""
         return self._pool.num_waiting

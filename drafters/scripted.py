@@ -26,6 +26,7 @@ class ScriptedDrafter:
     fails: bool = False
     canvas_length: int = 64
     max_context: int = 4096
+    concurrency: int = 1
 
     @property
     def vocabulary(self) -> Mapping[str, int]:

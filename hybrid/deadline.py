@@ -107,6 +107,10 @@ class Deadline:
             return None
         return min(max(0.0, self.remaining_s), TIMEOUT_MAX)
 
+    def earlier(self, seconds: float) -> "Deadline":
+        """The same request's deadline, so many seconds earlier."""
+        return Deadline(self.expires_at - seconds, self.cancelled)
+
     @property
     def expired(self) -> bool:
         """Whether the budget is spent."""

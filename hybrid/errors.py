@@ -5,8 +5,9 @@
     |- PolicyError        a policy file is wrong: every problem with file, line, column and key
     |- CheckpointError    a model folder is wrong: file, tensor, what was expected and found
     |- BackendError       a drafter or refiner failed at a stage; says whether a retry can help
+    |  `- Overloaded      the request would not be answered in its budget; says when to try again
     |- CapabilityError    this machine or backend cannot do what was asked
-    |- DeadlineExceeded   the budget ran out and the policy forbids returning the draft
+    |- DeadlineExceeded   the budget ran out with no answer, or with one that the policy forbids
     `- Cancelled          the caller went away
 
 Anything else that escapes is a bug in hybrid.
@@ -77,6 +78,23 @@ class BackendError(HybridError):
         self.stage, self.retryable = stage, retryable
 
 
+class Overloaded(BackendError):
+    """A request that was refused at once, because it or others would not be answered in time.
+
+    `predicted_wait_s` is how long it would have waited for others; after `retry_after_s` it would
+    be let in if nobody else came.
+    """
+
+    def __init__(self, predicted_wait_s: float, retry_after_s: float, in_flight: int) -> None:
+        message = (
+            f"{in_flight} requests are being answered; to wait {predicted_wait_s:.2f} s for them "
+            f"would take longer than the budget allows; try again in {retry_after_s:.2f} s"
+        )
+        super().__init__("queue", message, retryable=True)
+        self.predicted_wait_s, self.retry_after_s = predicted_wait_s, retry_after_s
+        self.in_flight = in_flight
+
+
 class CapabilityError(HybridError):
     """Something that this device or backend does not do."""
 
@@ -86,7 +104,7 @@ class CapabilityError(HybridError):
 
 
 class DeadlineExceeded(HybridError):
-    """The budget ran out and the policy says `on_deadline: fail`."""
+    """The budget ran out: with no answer at all, or the policy says `on_deadline: fail`."""
 
 
 class Cancelled(HybridError):

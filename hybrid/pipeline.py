@@ -1,16 +1,18 @@
-"""A request's life: signals, plan, draft, verdict, refinement, result.
+"""A request's life: signals, plan, admission, draft, verdict, refinement, result.
 
-Every step leaves an answer behind that the next may only improve: once a draft exists, neither a
-failing refiner nor a deadline can lose it.
+Every stage leaves an answer that the next may only improve: once a draft exists, neither a failing
+refiner nor a deadline can lose it. An answer of nothing counts as a failure, whoever gave it.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Self
 
+from hybrid.admission import Admission
 from hybrid.backends import Models
 from hybrid.checks import DoesNotRepeat, examine, failed_names
-from hybrid.cores import available_cores
 from hybrid.deadline import CancelFlag, Deadline
 from hybrid.errors import (
     BackendError,
@@ -29,22 +31,27 @@ from hybrid.priority import DeadlineSemaphore
 from hybrid.refiners.context import FixedTokens, RefineContext
 from hybrid.refiners.guide import RefinerGuide
 from hybrid.refiners.refine import refine, write_alone
+from hybrid.refiners.written_text import OnTokens, WrittenText
 from hybrid.request_state import RequestState
 from hybrid.types import (
-    Denoised,
     Draft,
     Drafted,
+    DraftParams,
     Event,
     Finished,
     Patched,
     Plan,
     Planned,
+    Refinement,
     Request,
     Result,
     Signals,
     SignalValue,
 )
 
+_NO_TIME = "no time was left to refine: the draft stands"
+_NO_TIME_TO_WRITE = "no time was left for the refiner to write"
+log = logging.getLogger(__name__)
 Emit = Callable[[Event], None]
 
 
@@ -57,11 +64,26 @@ class Custom:
 
 
 @dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the requests of one loaded pair share: who is let in, and slots to refine in."""
+
+    admission: Admission
+    refining: DeadlineSemaphore
+
+    @classmethod
+    def of(cls, models: Models) -> Self:
+        """As much as the models say that they can do side by side."""
+        first = models.drafter or models.refiner
+        slots = models.refiner.concurrency if models.refiner else 1
+        return cls(Admission(first.concurrency if first else 1), DeadlineSemaphore(slots))
+
+
+@dataclass(frozen=True, slots=True)
 class Pipeline:
     """Answers requests with a loaded pair under a policy.
 
-    `history`, if there is one, learns from every answer and predicts from then on. Refining has as
-    many slots as cores are left by drafting: more at once make all of them late.
+    `history`, if there is one, learns from every answer and predicts from then on. Pipelines of the
+    same pair must share one `capacity`.
     """
 
     policy: Policy
@@ -69,57 +91,58 @@ class Pipeline:
     latency: LatencyModel
     custom: Custom = Custom()
     history: History | None = None
-    refining: DeadlineSemaphore = field(
-        default_factory=lambda: DeadlineSemaphore(max(1, available_cores() - 1))
-    )
+    capacity: Capacity = None  # type: ignore[assignment]  # of the models, if left out
+
+    def __post_init__(self) -> None:
+        if self.capacity is None:
+            object.__setattr__(self, "capacity", Capacity.of(self.models))
 
     def answer(
         self,
         request: Request,
         emit: Emit | None = None,
         cancelled: CancelFlag | None = None,
-        load: int = 0,
         started: float | None = None,
     ) -> Result:
         """The whole life of one request; `emit` gets every event as it happens.
 
-        `load` is how many others are being answered; `emit` may be called from another thread.
-        The budget runs from `started` on the monotonic clock, now if it is None.
-        Raises RequestError before anything runs, Cancelled once `cancelled` is set,
-        DeadlineExceeded only if the policy says `on_deadline: fail`, and BackendError if no answer
-        could be had at all.
+        `emit` may be called from another thread. The budget runs from `started` on the monotonic
+        clock, now if it is None.
+        Raises RequestError before anything runs, Overloaded if the request would wait too long,
+        Cancelled once `cancelled` is set, DeadlineExceeded if the budget ran out with no answer or
+        the policy says `on_deadline: fail`, and BackendError if no answer could be had at all.
         """
         started = time.monotonic() if started is None else started
-        state = RequestState(self._phrased(request), started, *self.plan(request, load))
+        state = RequestState(self._phrased(request), started, *self.plan(request))
         state.finish("plan")
-        tell = emit or _nobody
-        tell(Planned(state.signals, state.plan))
-        deadline = Deadline.after(state.plan.budget_s, state.started, cancelled)
+        deadline = Deadline.after(state.plan.budget_s, started, cancelled)
+        log.info("%s: %s, budget %s s", state.id, state.plan.label, state.plan.budget_s)
+        with self.capacity.admission.admitted(deadline, self._least_s(state.signals)):
+            tell = emit or _nobody
+            tell(Planned(state.signals, state.plan))
+            self._draft(state, deadline, emit)
+            self._refine(state, deadline, emit)
+            self._ensure_answer(state, deadline)
+            result = self._finish(state, request)
+            tell(Finished(result))
+            return result
 
-        if state.plan.draft is not None:
-            state.draft = self._draft(state, deadline, emit)
-            state.draft_checks = examine(request.checks, state.draft.text)
-            tell(Drafted(state.draft))
-        state.finish("draft")
-
-        self._refine(state, deadline)
-        state.check_answer()
-        if state.refinement and state.draft and state.refinement.edits:
-            tell(Patched(state.refinement))
-        state.finish("refine")
-
-        state.notes += self._warnings(request, state.request)
-        if problem := DoesNotRepeat().problem(state.answer().text):
+    def _finish(self, state: RequestState, asked: Request) -> Result:
+        """The result, from which the predictions learn."""
+        state.notes += self._warnings(asked, state.request)
+        answer = state.answer()
+        if answer and (problem := DoesNotRepeat().problem(answer.text)):
             state.notes += (f"the answer repeats itself: {problem}",)
         result = state.result()
+        reason, total_s = result.finish_reason, result.timing.total_s
+        log.info("%s: %s after %.3f s: %s", state.id, reason, total_s, result.usage)
         if self.history is not None:
             self.history.learn(result)
         if result.finish_reason == "budget" and self.policy.on_deadline == "fail":
             raise DeadlineExceeded(f"no complete answer within {state.plan.budget_s} s")
-        tell(Finished(result))
         return result
 
-    def plan(self, request: Request, load: int = 0) -> tuple[Signals, Plan]:
+    def plan(self, request: Request) -> tuple[Signals, Plan]:
         """What the policy decides for a request; runs no model."""
         drafter, refiner, custom = self.models.drafter, self.models.refiner, self.custom
         request = self._phrased(request)
@@ -133,59 +156,126 @@ class Pipeline:
             recognise=self.models.recognise,
             policy=self.policy,
             custom={name: _signal(name, read(request)) for name, read in custom.signals.items()},
-            load=load,
+            load=self.capacity.admission.in_flight,
         )
         said = ask(custom.rule, request, signals) if custom.rule else None
         quality = {**self.models.quality, **self.policy.quality}
         latency = self.history.latency if self.history else self.latency
-        return signals, plan(request, signals, self.policy, latency, quality, said)
+        budget = Deadline.after(request.budget_s)
+        wait_s = self.capacity.admission.predicted_wait_s(budget, self._least_s(signals))
+        return signals, plan(request, signals, self.policy, latency, quality, said, wait_s)
 
-    def _draft(
-        self, state: RequestState, deadline: Deadline, on_step: Callable[[Denoised], None] | None
-    ) -> Draft:
-        assert self.models.drafter is not None and state.plan.draft is not None
-        refining, refiner, most = state.plan.refine, self.models.refiner, state.plan.max_new_tokens
-        if refining.mode == "guide" and refiner is not None:
-            state.guide = RefinerGuide(refiner, state.request, refining, most, deadline)
-        job = state.job(deadline, on_step)
-        count = refining.drafts if refining.mode == "best_of" else 1
-        more = [replace(job, seed=(state.seed + n) % 2**63, on_step=None) for n in range(1, count)]
-        draft, *state.more_drafts = self.models.drafter.draft([job, *more])
-        return draft
+    def _least_s(self, signals: Signals) -> float:
+        """Seconds of the least answer: a draft of one step, or a token where nothing drafts."""
+        latency = self.history.latency if self.history else self.latency
+        if self.models.drafter is None:
+            return latency.read(signals.prompt_tokens).p50_s
+        return latency.draft(signals.prompt_tokens, 1, 1, 1).p50_s
 
-    def _refine(self, state: RequestState, deadline: Deadline) -> None:
-        """Judge and improve the draft; whatever goes wrong here, the draft stands."""
-        if state.plan.refine.mode == "none":
-            return
-        began = time.monotonic()
-        is_admitted = self.refining.acquire(deadline, past_deadline=state.draft is None)
-        state.refine_waiting_s = time.monotonic() - began
-        if not is_admitted:
-            state.notes += ("no time was left to refine: the draft stands",)
-            return
+    def _draft(self, state: RequestState, deadline: Deadline, emit: Emit | None) -> None:
+        """Draft as planned, if anything is to be drafted."""
+        drafter, refiner, plan = self.models.drafter, self.models.refiner, state.plan
+        if plan.draft is not None:
+            assert drafter is not None
+            if plan.refine.mode == "guide" and refiner is not None:
+                state.guide = RefinerGuide(
+                    refiner, state.request, plan.refine, plan.max_new_tokens, deadline
+                )
+            job = state.job(plan.draft, deadline, emit)
+            count = plan.refine.drafts if plan.refine.mode == "best_of" else 1
+            seeds = ((job.seed + n) % 2**63 for n in range(1, count))
+            more = [replace(job, seed=seed, on_step=None) for seed in seeds]
+            draft, *state.more_drafts = drafter.draft([job, *more])
+            state.take_draft(draft)
+            if emit is not None:
+                emit(Drafted(draft))
+        state.finish("draft")
+
+    def _refine(self, state: RequestState, deadline: Deadline, emit: Emit | None) -> None:
+        """Evaluate and improve the draft; whatever goes wrong here, the draft stands."""
+        if state.plan.refine.mode != "none":
+            # A pass cannot be interrupted, so one that would end too late does not start.
+            latest = deadline.earlier(self._pass_s(state))
+            started = time.monotonic()
+            if self.capacity.refining.acquire(latest):
+                state.waiting_s += time.monotonic() - started
+                try:
+                    self._run_refiner(state, deadline, emit)
+                finally:
+                    self.capacity.refining.release()
+            else:
+                state.notes += (_NO_TIME if state.draft else _NO_TIME_TO_WRITE,)
+        state.check_answer()
+        if emit is not None and state.refinement and state.draft and state.refinement.edits:
+            emit(Patched(state.refinement))
+        state.finish("refine")
+
+    def _run_refiner(self, state: RequestState, deadline: Deadline, emit: Emit | None) -> None:
+        """The refiner's part of the plan; what it raises is an error only where nothing drafts."""
+        on_tokens = None
+        if emit is not None and self.models.refiner is not None:
+            on_tokens = WrittenText(self.models.refiner.decode, emit)
         try:
             if state.draft is None:
-                state.refinement = write_alone(
-                    self.models.refiner,
-                    state.request,
-                    state.plan.max_new_tokens,
-                    deadline,
-                    state.sampling,
-                )
+                state.refinement = self._written(state, deadline, on_tokens)
             else:
-                context = self._refine_context(state, state.draft, deadline)
+                context = self._refine_context(state, state.draft, deadline, on_tokens)
                 state.verdict, state.refinement = refine(context)
         except Cancelled:
             raise
         except Exception as error:
-            if state.draft is None:
+            if self.models.drafter is None:
                 raise
+            log.warning("%s: the refiner failed: %s", state.id, error)
             state.notes += (f"the refiner failed ({error}): the draft stands",)
-        finally:
-            self.refining.release()
+
+    def _written(
+        self, state: RequestState, deadline: Deadline, on_tokens: OnTokens | None = None
+    ) -> Refinement:
+        """What the refiner writes alone."""
+        return write_alone(
+            self.models.refiner,
+            state.request,
+            state.plan.max_new_tokens,
+            deadline,
+            state.sampling,
+            on_tokens=on_tokens,
+        )
+
+    def _ensure_answer(self, state: RequestState, deadline: Deadline) -> None:
+        """Make up for an answer of nothing, and raise where nothing can be had.
+
+        A refiner that got no slot, failed or wrote nothing leaves a draft of one step. An empty
+        draft is drawn once more, and then left to the refiner, while there is time.
+        """
+        drafter, refiner = self.models.drafter, self.models.refiner
+        if state.has_answer:
+            return
+        if drafter is not None and state.draft is None:
+            job = state.job(DraftParams(max_denoising_steps=1), deadline, None)
+            state.take_draft(drafter.draft([job])[0])
+            state.notes += ("the refiner wrote nothing in time: this is a draft of one step",)
+        if drafter is not None and not state.has_answer and not deadline.expired:
+            job = state.job(state.plan.draft or DraftParams(), deadline, None)
+            state.take_draft(drafter.draft([replace(job, seed=(job.seed + 1) % 2**63)])[0])
+            state.notes += ("the draft was empty: this is another draw",)
+        if refiner is not None and not state.has_answer and not deadline.expired:
+            state.refinement = self._written(state, deadline)
+            state.notes += ("the drafts were empty: the refiner wrote alone",)
+        if state.has_answer:
+            return
+        if deadline.expired:
+            raise DeadlineExceeded(f"nothing was written within {state.plan.budget_s} s")
+        raise BackendError("answer", "the models wrote nothing: the answer is empty")
+
+    def _pass_s(self, state: RequestState) -> float:
+        """Seconds that the refiner's first pass over prompt and draft is expected to take."""
+        latency = self.history.latency if self.history else self.latency
+        tokens = len(state.draft.token_ids) if state.draft else 0
+        return latency.read(state.signals.prompt_tokens + tokens).p50_s
 
     def _refine_context(
-        self, state: RequestState, draft: Draft, deadline: Deadline
+        self, state: RequestState, draft: Draft, deadline: Deadline, on_tokens: OnTokens | None
     ) -> RefineContext:
         """What a refine mode may use; raises BackendError if the draft's guide failed."""
         drafter, guide = self.models.drafter, state.guide
@@ -201,8 +291,9 @@ class Pipeline:
 
         def redraft(fixed: FixedTokens) -> Draft:
             seed = (state.seed + 1) % 2**63
-            job = replace(state.job(deadline, None), seed=seed, fixed_token_ids=fixed)
-            return drafter.draft([job])[0]
+            assert state.plan.draft is not None
+            job = state.job(state.plan.draft, deadline, None)
+            return drafter.draft([replace(job, seed=seed, fixed_token_ids=fixed)])[0]
 
         return RefineContext(
             request=state.request,
@@ -216,6 +307,7 @@ class Pipeline:
             redraft=redraft,
             more_drafts=state.more_drafts,
             opened=guide.session if guide else None,
+            on_tokens=on_tokens,
         )
 
     def _phrased(self, request: Request) -> Request:

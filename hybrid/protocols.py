@@ -77,6 +77,11 @@ class Drafter(Protocol):
         """Most tokens that prompt and answer may have together."""
         ...
 
+    @property
+    def concurrency(self) -> int:
+        """How many drafts take about as long as one."""
+        ...
+
     def count_prompt_tokens(self, request: Request) -> int:
         """Tokens of the rendered prompt."""
         ...
@@ -179,6 +184,11 @@ class Refiner(Protocol):
     @property
     def end_token_ids(self) -> frozenset[int]:
         """Tokens that end an answer."""
+        ...
+
+    @property
+    def concurrency(self) -> int:
+        """How many sessions may work side by side without making all of them late."""
         ...
 
     def count_prompt_tokens(self, request: Request) -> int:

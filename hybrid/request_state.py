@@ -17,6 +17,7 @@ from hybrid.types import (
     CheckOutcome,
     Denoised,
     Draft,
+    DraftParams,
     Plan,
     Refinement,
     Request,
@@ -33,7 +34,8 @@ class RequestState:
     """One request on its way through the pipeline.
 
     `started` is when the caller asked, on the monotonic clock; `finished` when each stage was done.
-    `is_harmed` says that refining broke a check that the draft had passed.
+    `is_harmed` says that refining broke a check that the draft had passed. `waiting_s` is what was
+    spent in queues.
     """
 
     request: Request
@@ -50,8 +52,9 @@ class RequestState:
     draft_checks: tuple[CheckOutcome, ...] = ()
     checks: tuple[CheckOutcome, ...] = ()
     is_harmed: bool = False
-    refine_waiting_s: float = 0.0
     notes: tuple[str, ...] = ()
+    waiting_s: float = 0.0
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def __post_init__(self) -> None:
         self.seed = secrets.randbits(31) if self.request.seed is None else self.request.seed
@@ -65,13 +68,17 @@ class RequestState:
         """The stage is done now."""
         self.finished[stage] = time.monotonic()
 
-    def job(self, deadline: Deadline, on_step: Callable[[Denoised], None] | None) -> DraftJob:
-        """What the drafter is asked for; the plan must have a draft."""
-        assert self.plan.draft is not None
+    def job(
+        self,
+        params: DraftParams,
+        deadline: Deadline,
+        on_step: Callable[[Denoised], None] | None,
+    ) -> DraftJob:
+        """What the drafter is asked for."""
         refine = self.plan.refine
         return DraftJob(
             request=self.request,
-            params=self.plan.draft,
+            params=params,
             seed=self.seed,
             max_new_tokens=self.plan.max_new_tokens,
             deadline=deadline,
@@ -80,14 +87,20 @@ class RequestState:
             guide=self.guide,
         )
 
+    def take_draft(self, draft: Draft) -> None:
+        """The draft is there: check it."""
+        self.draft, self.draft_checks = draft, examine(self.request.checks, draft.text)
+        self.waiting_s += draft.timing.waiting_s
+        if self.answer() is draft:
+            self.checks = self.draft_checks
+
     def check_answer(self) -> None:
         """Check the refined answer; one that breaks what its draft passed does not replace it.
 
         Only the guarantee of `verify`, the refiner's own answer, is stronger than a check.
         """
         answer = self.answer()
-        if answer is self.draft:
-            self.checks = self.draft_checks
+        if answer is None or answer is self.draft:
             return
         self.checks = examine(self.request.checks, answer.text)
         broken = [
@@ -99,17 +112,28 @@ class RequestState:
             self.is_harmed, self.checks = True, self.draft_checks
             self.notes += (f"refining broke {', '.join(broken)}: the draft stands",)
 
-    def answer(self) -> Draft | Refinement:
-        """The refined answer if refining came to its end and did no harm, else the draft."""
-        is_whole = self.refinement and self.refinement.finish_reason != "budget"
-        if self.refinement and (self.draft is None or (is_whole and not self.is_harmed)):
-            return self.refinement
-        assert self.draft is not None
-        return self.draft
+    def answer(self) -> Draft | Refinement | None:
+        """The answer that stands: the refined one if it is whole and did no harm, else the draft.
+
+        Of two, one that is empty never stands. None before there is any.
+        """
+        draft, refined = self.draft, self.refinement
+        if draft is None or refined is None:
+            return draft or refined
+        is_whole = refined.finish_reason != "budget" and not self.is_harmed
+        first, second = (refined, draft) if is_whole else (draft, refined)
+        return first if first.text.strip() or not second.text.strip() else second
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether there is any text to return."""
+        answer = self.answer()
+        return answer is not None and bool(answer.text.strip())
 
     def result(self) -> Result:
         """The answer that stands, with everything that was decided and measured."""
         answer, done = self.answer(), self.finished
+        assert answer is not None
         return Result(
             text=answer.text,
             token_ids=answer.token_ids,
@@ -127,8 +151,7 @@ class RequestState:
                 predicted_p50_s=self.plan.predicted.latency_p50_s,
                 predicted_p95_s=self.plan.predicted.latency_p95_s,
                 budget_s=self.plan.budget_s,
-                waiting_s=self.refine_waiting_s
-                + (self.draft.timing.waiting_s if self.draft else 0.0),
+                waiting_s=self.waiting_s,
             ),
             usage=Usage(
                 prompt_tokens=self.signals.prompt_tokens,
@@ -140,4 +163,5 @@ class RequestState:
             seed=self.seed,
             notes=self.notes,
             checks=self.checks,
+            id=self.id,
         )

@@ -319,7 +319,8 @@ class Refinement:
 class Timing:
     """Seconds a request really took, beside what the plan predicted.
 
-    `waiting_s` of `total_s` passed before it was admitted to be drafted and refined.
+    `waiting_s`, a part of the total, passed while others were served: in the queue of the drafter
+    and in that of the refiner.
     """
 
     total_s: float
@@ -352,7 +353,7 @@ class Result:
     """The answer, and everything that was decided and measured on the way to it.
 
     `checks` are the request's, on the answer that was chosen. `notes` are sentences for the reader:
-    a refiner that failed, a prompt outside the model's tasks.
+    a refiner that failed, a prompt outside the model's tasks. `id` names the request in logs.
     """
 
     text: str
@@ -368,6 +369,7 @@ class Result:
     seed: int
     notes: tuple[str, ...] = field(default=())
     checks: tuple[CheckOutcome, ...] = ()
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,6 +408,13 @@ class Drafted:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """Event: the refiner has written more; `text` is the answer as far as it stands."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Patched:
     """Event: the refiner has changed the draft."""
 
@@ -419,4 +428,4 @@ class Finished:
     result: Result
 
 
-Event = Planned | Denoised | Drafted | Patched | Finished
+Event = Planned | Denoised | Drafted | Written | Patched | Finished

@@ -7,6 +7,7 @@ from functools import cached_property
 from hybrid.deadline import Deadline
 from hybrid.errors import CapabilityError
 from hybrid.protocols import Refiner, RefinerSession, SamplingParams, Scores
+from hybrid.refiners.written_text import OnTokens, reporting
 from hybrid.types import Draft, FinishReason, RefineParams, Request, Scorer, Verdict
 
 FixedTokens = tuple[int | None, ...]
@@ -20,6 +21,7 @@ class RefineContext:
     fails. `redraft` denoises the canvas again: None where it may write, token ids elsewhere.
     `more_drafts` are further drafts of the same prompt. `session` is the refiner's one session for
     all that is done, so that the prompt is read once; `opened` if it is at work already.
+    `on_tokens` is told the answer's tokens so far while the refiner writes them.
     """
 
     request: Request
@@ -33,6 +35,7 @@ class RefineContext:
     redraft: Callable[[FixedTokens], Draft] | None = None
     more_drafts: Sequence[Draft] = ()
     opened: RefinerSession | None = None
+    on_tokens: OnTokens | None = None
 
     @cached_property
     def session(self) -> RefinerSession:
@@ -130,7 +133,8 @@ def continue_from(
             reason = "stop"
         elif room > 1:
             context.session.rewind(len(kept))
-            rest, reason = context.session.write(written, room - 1)
+            report = reporting(context.on_tokens, kept + written)
+            rest, reason = context.session.write(written, room - 1, report)
             written += rest
     token_ids = kept + written
     why = f"the refiner goes its own way from token {len(kept) + 1}" if written else "cut short"

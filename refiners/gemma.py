@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hybrid.conversation.tokenizer import ChatTokenizer
+from hybrid.cores import available_cores
 from hybrid.deadline import Deadline
 from hybrid.engine.load import load_fastest
 from hybrid.errors import RequestError
@@ -62,6 +63,11 @@ class GemmaRefiner:
         """See `Refiner.end_token_ids`."""
         ends: frozenset[int] = self.model.config.end_token_ids
         return ends
+
+    @property
+    def concurrency(self) -> int:
+        """See `Refiner.concurrency`: as many as drafting leaves cores."""
+        return max(1, available_cores() - 1)
 
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Refiner.count_prompt_tokens`."""

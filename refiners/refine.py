@@ -16,6 +16,7 @@ from hybrid.refiners.repair import repair
 from hybrid.refiners.rewrite import rewrite
 from hybrid.refiners.score import score
 from hybrid.refiners.verify import verify
+from hybrid.refiners.written_text import OnTokens, reporting
 from hybrid.types import Refinement, RefineMode, Request, Verdict
 
 RUN: Mapping[RefineMode, Callable[[RefineContext], Outcome]] = {
@@ -59,13 +60,15 @@ def write_alone(
     deadline: Deadline,
     sampling: SamplingParams | None = None,
     mode: RefineMode = "generate",
+    on_tokens: OnTokens | None = None,
 ) -> Refinement:
     """What the refiner writes without a draft; raises CapabilityError if there is no refiner."""
     if refiner is None:
         raise CapabilityError(f"refine mode {mode}", "this policy", "it names no refiner")
     started = time.monotonic()
     session = refiner.open(request, max_new_tokens, deadline, sampling)
-    token_ids, reason = session.write((), min(max_new_tokens, session.max_answer_tokens))
+    limit = min(max_new_tokens, session.max_answer_tokens)
+    token_ids, reason = session.write((), limit, reporting(on_tokens))
     return Refinement(
         mode=mode,
         guarantee=MODES["generate"].guarantee,

@@ -9,6 +9,7 @@ from difflib import SequenceMatcher
 
 from hybrid.errors import CapabilityError
 from hybrid.refiners.context import Outcome, RefineContext
+from hybrid.refiners.written_text import reporting
 from hybrid.types import Message, Request
 
 _ASK = (
@@ -27,7 +28,9 @@ def rewrite(context: RefineContext) -> Outcome:
         context.sampling,
     )
     limit = min(context.max_new_tokens, session.max_answer_tokens)
-    token_ids, reason = session.write((), limit, source=draft.token_ids)
+    token_ids, reason = session.write(
+        (), limit, reporting(context.on_tokens), source=draft.token_ids
+    )
     blocks = SequenceMatcher(None, draft.token_ids, token_ids, False).get_matching_blocks()
     kept = sum(block.size for block in blocks)
     why = "rewritten by the refiner, which had read the draft"

@@ -25,6 +25,7 @@ class ScriptedRefiner:
     answers: Mapping[str, str]
     fails_at: Stage | None = None
     end_token_ids: frozenset[int] = field(default=frozenset({END}), init=False)
+    concurrency: int = 1
 
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Refiner.count_prompt_tokens`."""

@@ -23,6 +23,7 @@ from hybrid.refiners.gemma import answer_room
 from hybrid.refiners.server import Late, Server
 from hybrid.types import FinishReason, Request
 
+_MAX_SESSIONS = 64
 _CONTEXT = 131_072  # where the server does not tell
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
@@ -112,6 +113,11 @@ class VllmRefiner:
     def end_token_ids(self) -> frozenset[int]:
         """See `Refiner.end_token_ids`."""
         return self._end_token_ids
+
+    @property
+    def concurrency(self) -> int:
+        """See `Refiner.concurrency`: the server batches what it is asked for."""
+        return _MAX_SESSIONS
 
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Refiner.count_prompt_tokens`."""

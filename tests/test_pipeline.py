@@ -25,6 +25,7 @@ from hybrid.types import (
     Planned,
     Request,
     Result,
+    Written,
 )
 
 ANSWERS = {"say it": "the quick brown fox", "sort": "1 2 3"}
@@ -69,7 +70,11 @@ def run(pipeline: Pipeline, prompt: str = "say it", **options: Any) -> tuple[Res
 def test_the_events_come_in_the_order_of_a_requests_life() -> None:
     result, events = run(make_pipeline("verify", steps="2"))
     kinds = [type(event) for event in events]
-    assert kinds == [Planned, Denoised, Denoised, Drafted, Patched, Finished]
+    written = sum(kind is Written for kind in kinds)
+    assert kinds == [Planned, Denoised, Denoised, Drafted, *[Written] * written, Patched, Finished]
+    texts = [event.text for event in events if isinstance(event, Written)]
+    assert len({*texts}) == len(texts) > 1
+    assert all(result.text.startswith(text) for text in texts)
     assert events[-1] == Finished(result)
 
 
@@ -98,7 +103,9 @@ def test_generate_drafts_nothing() -> None:
     assert result.text == "the quick brown fox"
     assert result.draft is None
     assert result.usage.denoising_steps == 0
-    assert [type(event) for event in events] == [Planned, Finished]
+    texts = [event.text for event in events[1:-1] if isinstance(event, Written)]
+    assert len(texts) == len(events) - 2
+    assert texts == [result.text[: length + 1] for length in range(len(texts))]
 
 
 @pytest.mark.parametrize("stage", ["score", "continue"])
@@ -109,9 +116,19 @@ def test_a_failing_refiner_leaves_the_draft_standing(stage: Literal["score", "co
     assert any("scripted failure" in note for note in result.notes)
 
 
-def test_a_failing_refiner_without_a_draft_is_an_error() -> None:
+def test_a_failing_refiner_leaves_a_draft_of_one_step_where_none_was_planned() -> None:
+    result, _ = run(make_pipeline("generate", fails_at="continue"))
+    assert result.draft is not None and result.draft.steps == 1
+    assert result.text == result.draft.text != ""
+    assert any("scripted failure" in note for note in result.notes)
+    assert any("draft of one step" in note for note in result.notes)
+
+
+def test_a_failing_refiner_without_a_drafter_is_an_error() -> None:
+    made = make_pipeline("generate", fails_at="continue")
+    made = Pipeline(made.policy, replace(made.models, drafter=None), COSTS)
     with pytest.raises(BackendError, match="scripted failure"):
-        run(make_pipeline("generate", fails_at="continue"))
+        run(made)
 
 
 def test_a_failing_drafter_is_an_error() -> None:

@@ -15,11 +15,11 @@ from hybrid.deadline import CancelFlag
 from hybrid.errors import BackendError
 from hybrid.pipeline import Emit
 from hybrid.policies.schema import Policy
-from hybrid.types import Denoised, Drafted, Patched, Planned
+from hybrid.types import Denoised, Drafted, Patched, Planned, Written
 from hybrid.workers.messages import Answer, Cancel, Explain, Load, Message
 
 _POLL_S = 0.05
-_Passing = Planned | Denoised | Drafted | Patched
+_Passing = Planned | Denoised | Drafted | Written | Patched
 
 
 class WorkerProcess:
