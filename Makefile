@@ -3,14 +3,24 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 OUT ?= runs/curves
+JOBS ?= 2
 
-.PHONY: demo test curves docs lint clean
+.PHONY: demo test test-fast coverage curves docs lint clean
 
 demo: .venv/installed
 	$(BIN)/hybrid demo
 
+# JOBS=0 runs the tests in one process. Tests marked serial measure time: they run by themselves.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not serial"
+	$(BIN)/python -m pytest -m serial
+
+test-fast: .venv/installed
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --fast
+
+coverage: .venv/installed
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not serial" --cov --cov-report=
+	$(BIN)/python -m pytest -m serial --cov --cov-append --cov-report=term:skip-covered
 
 # What results/curves was made with; twelve minutes on two cores, and stopped it goes on from there.
 curves: .venv/installed

@@ -17,6 +17,8 @@ from hybrid.policies.measurements import (
     read_measurement,
 )
 
+pytestmark = pytest.mark.serial
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

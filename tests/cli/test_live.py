@@ -149,13 +149,16 @@ def test_gauges_take_one_line_with_room_for_the_echo_of_ctrl_c(width: int) -> No
     assert "step" in last and len(last) <= width - 3
 
 
-def test_a_long_replay_is_shortened(scripted: Scripted) -> None:
+@pytest.mark.parametrize(("steps", "seconds"), [(5, 0.6), (600, 3.0)])
+def test_a_replay_takes_120_ms_a_step_and_three_seconds_at_most(
+    steps: int, seconds: float, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     console, _ = terminal()
-    result = result_of(scripted("a"))
-    frames = tuple(Frame(step(0, n, "a"), n / 1000) for n in range(1, 601))
-    started = time.monotonic()
+    result, slept = result_of(scripted("a")), [0.0]
+    monkeypatch.setattr("hybrid.cli.live.time.sleep", slept.append)
+    frames = tuple(Frame(step(0, n, "a"), n / 1000) for n in range(1, steps + 1))
     replay(Recording(frames, result), console)
-    assert time.monotonic() - started < 10
+    assert sum(slept) == pytest.approx(seconds)
 
 
 def test_closing_early_gives_the_terminal_back() -> None:

@@ -28,6 +28,8 @@ from hybrid.policies.measurements import (
 )
 from hybrid.refiners.scripted import ScriptedRefiner
 
+pytestmark = pytest.mark.serial
+
 POLICY = parse_policy("version: 1\n", "p")
 PROBES = {SHORT: "46", LONG: "46", LONGEST: "46"}
 DRAFTER = ScriptedDrafter(PROBES, steps_needed=4, step_s=0.002)

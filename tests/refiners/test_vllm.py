@@ -33,6 +33,8 @@ from tests.refiners.fake_server import (
     serve,
 )
 
+pytestmark = pytest.mark.serial
+
 LIMIT = 32
 PROMPT = "sort up: 4 8 1 9 3"
 

@@ -29,6 +29,8 @@ from hybrid.errors import (
 from hybrid.types import Denoised, Drafted, Finished, Planned
 from hybrid.workers.process import WorkerProcess
 
+pytestmark = pytest.mark.serial
+
 PROMPTS = ("sort up: 4 8 1 9 3", "add 12 + 34", "in words: 345", "solve x + y == 11; q + b == 2")
 DRAFTS = """\
 version: 1
