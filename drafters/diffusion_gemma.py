@@ -30,7 +30,7 @@ from hybrid.gemma.fields import Fields
 from hybrid.gemma.threads import SMALL_HIDDEN_SIZE
 from hybrid.priority import PriorityQueue
 from hybrid.protocols import DraftJob
-from hybrid.types import Activations, Draft, DraftParams, Request
+from hybrid.types import Activations, Draft, DraftParams, PromptFormat, Request
 
 MAX_BATCH_SIZE = 16
 _USUAL_TOTAL_TOKENS = 4096  # of a sequence; an engine is made anew for a longer one
@@ -111,6 +111,11 @@ class DiffusionGemmaDrafter:
     def num_waiting(self) -> int:
         """How many sequences wait for a place in an engine."""
         return self._pool.num_waiting
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """See `Drafter.prompt_format`."""
+        return self.tokenizer.prompt_format
 
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Drafter.count_prompt_tokens`."""

@@ -160,4 +160,5 @@ class DraftEngine:
             finish_reason=sequence.finish_reason,
             self_logprobs=tuple(sequence.self_logprobs),
             timing=sequence.timing,
+            thought=self._tokenizer.decode_thought(sequence.token_ids),
         )

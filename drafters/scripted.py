@@ -33,6 +33,11 @@ class ScriptedDrafter:
         """See `Drafter.vocabulary`: the bytes, by their number."""
         return {str(byte): byte for byte in range(END)}
 
+    @property
+    def prompt_format(self) -> None:
+        """There is no template."""
+        return None
+
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Drafter.count_prompt_tokens`."""
         return len(request.question.encode())

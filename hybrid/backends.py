@@ -15,7 +15,7 @@ from hybrid.errors import BackendError, CapabilityError, CheckpointError, Reques
 from hybrid.policies.quality import read_quality
 from hybrid.policies.schema import QualitySection
 from hybrid.protocols import Drafter, Refiner
-from hybrid.types import Activations
+from hybrid.types import Activations, PromptFormat
 
 EMBEDDED = "embedded"
 DRAFTERS = {
@@ -46,10 +46,12 @@ class ModelChoice(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The loaded pair, and what is known of the prompts that it was trained on.
+    """The loaded pair, and hooks for what is known of the prompts that it was trained on.
 
     `recognise` names the trained task that a prompt asks for; `phrase` puts a prompt for a task, by
-    name, into words that the pair was trained on; `quality` are its measured accuracies.
+    name, into words that the pair was trained on; `length_hint` reads a number in it that may tell
+    how long the answer is; `note` says what a reader of the answer must know, empty for nothing.
+    `quality` are its measured accuracies.
     """
 
     drafter: Drafter | None
@@ -57,12 +59,21 @@ class Models:
     recognise: Callable[[str], str | None] | None = None
     phrase: Callable[[str, str], str] | None = None
     quality: Mapping[str, QualitySection] = field(default_factory=dict)
+    length_hint: Callable[[str], int] = lambda prompt: 0
+    note: Callable[[str], str] = lambda prompt: ""
+
+    @property
+    def prompt_format(self) -> PromptFormat | None:
+        """How conversations are written, None for models without a chat template."""
+        reader = self.drafter or self.refiner
+        return reader.prompt_format if reader else None
 
 
 def load_models(drafter: ModelChoice | None, refiner: ModelChoice | None) -> Models:
     """Load what a policy names; raises CheckpointError, CapabilityError or BackendError.
 
-    CapabilityError also for a pair whose token ids do not mean the same.
+    CapabilityError also for a pair whose token ids do not mean the same, and for one that writes
+    conversations in two ways.
     """
     pair = Models(
         drafter=_load(DRAFTERS, drafter, "drafter") if drafter else None,
@@ -70,12 +81,19 @@ def load_models(drafter: ModelChoice | None, refiner: ModelChoice | None) -> Mod
     )
     if drafter and refiner and pair.drafter and pair.refiner and drafter.model != refiner.model:
         _compare(drafter.model, pair.drafter.vocabulary, refiner.model, pair.refiner.vocabulary)
+        _compare_formats(drafter.model, pair.drafter, refiner.model, pair.refiner)
     if any(choice and choice.model != EMBEDDED for choice in (drafter, refiner)):
         return pair
-    from hybrid.embedded import EVALUATION
-    from hybrid.embedded.tasks import phrase, recognise
+    from hybrid.embedded import EVALUATION, tasks
 
-    return replace(pair, recognise=recognise, phrase=phrase, quality=read_quality(EVALUATION))
+    return replace(
+        pair,
+        recognise=tasks.recognise,
+        phrase=tasks.phrase,
+        quality=read_quality(EVALUATION),
+        length_hint=tasks.length_hint,
+        note=tasks.note,
+    )
 
 
 def _load(
@@ -111,6 +129,18 @@ def _compare(
         f"one and {refiners.get(text)} to the other; a pair shares its tokenizer"
     )
     raise CapabilityError(operation, "any device", missing)
+
+
+def _compare_formats(drafter: str, first: Drafter, refiner: str, second: Refiner) -> None:
+    """Both must read the same prompt: a draft is judged after the prompt that it was written to."""
+    one, other = first.prompt_format, second.prompt_format
+    if one is None or other is None or one.rendering == other.rendering:
+        return
+    missing = (
+        f"their chat templates write prompts differently (sha256 {one.template[:12]} and "
+        f"{other.template[:12]}); give both folders the same chat_template.jinja"
+    )
+    raise CapabilityError(f"drafter {drafter} with refiner {refiner}", "any device", missing)
 
 
 def find_model(model: str, role: Literal["drafter", "refiner"], with_weights: bool = True) -> Path:

@@ -114,6 +114,7 @@ class Pipeline:
         """
         started = time.monotonic() if started is None else started
         state = RequestState(self._phrased(request), started, *self.plan(request))
+        state.prompt_format = self.models.prompt_format
         state.finish("plan")
         deadline = Deadline.after(state.plan.budget_s, started, cancelled)
         log.info("%s: %s, budget %s s", state.id, state.plan.label, state.plan.budget_s)
@@ -157,6 +158,7 @@ class Pipeline:
             policy=self.policy,
             custom={name: _signal(name, read(request)) for name, read in custom.signals.items()},
             load=self.capacity.admission.in_flight,
+            length_hint=self.models.length_hint(request.question),
         )
         said = ask(custom.rule, request, signals) if custom.rule else None
         quality = {**self.models.quality, **self.policy.quality}
@@ -325,9 +327,8 @@ class Pipeline:
     def _warnings(self, asked: Request, answered: Request) -> tuple[str, ...]:
         prompt = answered.question
         notes: tuple[str, ...] = () if asked == answered else (f"read as {prompt!r}",)
-        if self.models.recognise is not None and self.models.recognise(prompt) is None:
-            notes += ("outside the embedded model's tasks: do not expect a meaningful answer",)
-        return notes
+        note = self.models.note(prompt)
+        return (*notes, note) if note else notes
 
 
 def _signal(name: str, value: SignalValue) -> SignalValue:

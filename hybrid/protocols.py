@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hybrid.deadline import Deadline
-from hybrid.types import Denoised, Draft, DraftParams, FinishReason, Request
+from hybrid.types import Denoised, Draft, DraftParams, FinishReason, PromptFormat, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,11 @@ class Drafter(Protocol):
     @property
     def concurrency(self) -> int:
         """How many drafts take about as long as one."""
+        ...
+
+    @property
+    def prompt_format(self) -> PromptFormat | None:
+        """How conversations are written; None for a model without a chat template."""
         ...
 
     def count_prompt_tokens(self, request: Request) -> int:
@@ -191,6 +196,11 @@ class Refiner(Protocol):
         """How many sessions may work side by side without making all of them late."""
         ...
 
+    @property
+    def prompt_format(self) -> PromptFormat | None:
+        """How conversations are written; None for a model without a chat template."""
+        ...
+
     def count_prompt_tokens(self, request: Request) -> int:
         """Tokens of the rendered prompt."""
         ...
@@ -214,5 +224,9 @@ class Refiner(Protocol):
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of an answer's tokens, without end and padding tokens."""
+        """The text of an answer's tokens, without end and padding tokens and thoughts."""
+        ...
+
+    def decode_thought(self, token_ids: Sequence[int]) -> str:
+        """The text of what an answer's tokens think, empty where they do not."""
         ...

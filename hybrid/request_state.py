@@ -19,6 +19,7 @@ from hybrid.types import (
     Draft,
     DraftParams,
     Plan,
+    PromptFormat,
     Refinement,
     Request,
     Result,
@@ -55,6 +56,7 @@ class RequestState:
     notes: tuple[str, ...] = ()
     waiting_s: float = 0.0
     id: str = field(default_factory=lambda: secrets.token_hex(8))
+    prompt_format: PromptFormat | None = None
 
     def __post_init__(self) -> None:
         self.seed = secrets.randbits(31) if self.request.seed is None else self.request.seed
@@ -164,4 +166,6 @@ class RequestState:
             notes=self.notes,
             checks=self.checks,
             id=self.id,
+            thought=answer.thought,
+            prompt_format=self.prompt_format,
         )

@@ -39,6 +39,18 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptFormat:
+    """How a model writes conversations: SHA-256 of its chat template's text, the commit of the hub
+    that its folder is of ("" for other folders), and a hash that two templates share where they
+    write the same for a number of conversations.
+    """
+
+    template: str
+    revision: str
+    rendering: str
+
+
+@dataclass(frozen=True, slots=True)
 class Overrides:
     """What one request insists on; None leaves the choice to the policy.
 
@@ -126,9 +138,9 @@ class Signals:
 
     A task is `recognised` by the model's own knowledge of its prompts, or `classified` from the
     words; `task_confidence` (0 to 1) is how sure that is. `load` is how many other requests are
-    being answered, `constraints` how many checks the answer must pass; `amount` the sum of the
-    whole numbers that the last message names ("list 5 metals"), which may tell how long the answer
-    is; `custom` are the application's own.
+    being answered, `constraints` how many checks the answer must pass; `length_hint` a number that
+    the model's own hook reads in the prompt and that may tell how long the answer is, 0 for models
+    without one; `custom` are the application's own.
     """
 
     prompt_tokens: int
@@ -139,7 +151,7 @@ class Signals:
     constraints: int = 0
     task_confidence: float = 1.0
     load: int = 0
-    amount: int = 0
+    length_hint: int = 0
     custom: Mapping[str, SignalValue] = field(default_factory=dict)
 
 
@@ -257,6 +269,8 @@ class DraftTiming:
 class Draft:
     """A drafter's finished answer, end token included in `token_ids` and left out of `text`.
 
+    So is what the model thought before it answered, which is `thought`.
+
     `entropy` is the last step's, a token each. `self_logprobs` is each token's causal
     log-probability under the drafter's own encoder; empty unless it was asked for.
     """
@@ -268,6 +282,7 @@ class Draft:
     finish_reason: FinishReason
     self_logprobs: tuple[float, ...] = ()
     timing: DraftTiming = DraftTiming()
+    thought: str = ""
 
     @property
     def steps(self) -> int:
@@ -301,7 +316,10 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Refinement:
-    """What the refiner made of the draft, and what it promises about it."""
+    """What the refiner made of the draft, and what it promises about it.
+
+    `thought`, what it thought before it answered, is not part of the text.
+    """
 
     mode: RefineMode
     guarantee: Guarantee
@@ -313,6 +331,7 @@ class Refinement:
     finish_reason: FinishReason
     seconds: float
     denoising_steps: int = 0
+    thought: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,6 +373,8 @@ class Result:
 
     `checks` are the request's, on the answer that was chosen. `notes` are sentences for the reader:
     a refiner that failed, a prompt outside the model's tasks. `id` names the request in logs.
+    `thought` is what the model thought before this answer, and never part of it; `prompt_format`
+    is None for models without a template.
     """
 
     text: str
@@ -370,6 +391,8 @@ class Result:
     notes: tuple[str, ...] = field(default=())
     checks: tuple[CheckOutcome, ...] = ()
     id: str = ""
+    thought: str = ""
+    prompt_format: PromptFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ def list_candidates(
     if signals.blank_tokens:  # an infill's length is given
         tokens = Quantiles(min(signals.expected_tokens, most), min(signals.expected_tokens, most))
     else:
-        tokens = latency.lengths(task, prompt, signals.amount, signals.expected_tokens, most)
+        tokens = latency.lengths(task, prompt, signals.length_hint, signals.expected_tokens, most)
     canvases = max(1, math.ceil(tokens.p50 / (latency.canvas_length or tokens.p50)))
     caps, curves = settings.steps, _curves(settings.steps, measured)
     request = forecast(

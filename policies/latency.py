@@ -38,7 +38,7 @@ class Quantiles:
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """Tokens of answers seen of a task, sorted by what tells them best: the tokens of their prompts
-    or the amounts that those name (see `Signals`).
+    or the length hints of those (see `Signals`).
     """
 
     tells: Literal["prompt_tokens", "amount"]

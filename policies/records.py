@@ -42,9 +42,9 @@ def _window() -> deque[Any]:
 class Record:
     """One task's latest requests.
 
-    `lengths` are prompt tokens, amounts (see `Signals`) and answer tokens; `used` and `written` are
-    shares as in `TaskStatistics`; `errors` are logarithms of what a request took, without waiting,
-    over its uncorrected prediction, p50 and p95.
+    `lengths` are prompt tokens, length hints (see `Signals`) and answer tokens; `used` and
+    `written` are shares as in `TaskStatistics`; `errors` are logarithms of what a request took,
+    without waiting, over its uncorrected prediction, p50 and p95.
     """
 
     requests: int = 0
@@ -61,7 +61,7 @@ class Record:
         if not is_cut:
             if not result.signals.blank_tokens:
                 signals = result.signals
-                length = signals.prompt_tokens, signals.amount, len(result.token_ids)
+                length = signals.prompt_tokens, signals.length_hint, len(result.token_ids)
                 self.lengths.append(length)
             if draft and plan.draft:
                 cap = plan.draft.max_denoising_steps
@@ -243,6 +243,8 @@ def _lengths(seen: Sequence[tuple[int, int, int]]) -> Lengths | None:
         return None
     by_prompt = Lengths("prompt_tokens", *_sorted((prompt, answer) for prompt, _, answer in seen))
     by_amount = Lengths("amount", *_sorted((amount, answer) for _, amount, answer in seen))
+    if len({amount for _, amount, _ in seen}) == 1:  # of a model that says nothing about lengths
+        return by_prompt
     is_told = _missed(by_amount.answers) < _CLEARLY * _missed(by_prompt.answers)
     return by_amount if is_told else by_prompt
 

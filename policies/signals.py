@@ -1,6 +1,5 @@
 """Cheap facts about a request; decisions are the planner's."""
 
-import re
 from collections.abc import Callable, Mapping
 
 from hybrid.errors import RequestError, did_you_mean
@@ -9,7 +8,6 @@ from hybrid.policies.schema import Policy
 from hybrid.types import Request, Signals, SignalValue, TaskSource
 
 _LEAST_CONFIDENCE = 0.5  # below it, the defaults serve better than a guess
-_NUMBER, _READ_CHARACTERS, _MOST_AMOUNT = re.compile(r"\d{1,9}", re.ASCII), 4096, 10**9
 
 
 def gather(
@@ -20,6 +18,7 @@ def gather(
     policy: Policy,
     custom: Mapping[str, SignalValue] | None = None,
     load: int = 0,
+    length_hint: int = 0,
 ) -> Signals:
     """The request's signals; raises RequestError for a task that the policy does not know.
 
@@ -39,14 +38,9 @@ def gather(
         constraints=len(request.checks),
         task_confidence=confidence,
         load=load,
-        amount=_amount(request.question),
+        length_hint=length_hint,
         custom=custom or {},
     )
-
-
-def _amount(text: str) -> int:
-    numbers = _NUMBER.findall(text, 0, _READ_CHARACTERS)
-    return min(_MOST_AMOUNT, sum(map(int, numbers)))
 
 
 def _task(

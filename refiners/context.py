@@ -61,6 +61,13 @@ class RefineContext:
         """The draft's tokens as far as an answer may go."""
         return self.draft.token_ids[: self.limit]
 
+    def thought(self, token_ids: tuple[int, ...]) -> str:
+        """What an answer's tokens think: a draft's, or as the refiner reads it."""
+        drafts = (d for d in (self.draft, *self.more_drafts) if d.token_ids == token_ids)
+        if (known := next(drafts, None)) is not None:
+            return known.thought
+        return self.refiner.decode_thought(token_ids) if self.refiner else ""
+
     def need_refiner(self) -> Refiner:
         """The refiner; raises CapabilityError without one."""
         if self.refiner is None:

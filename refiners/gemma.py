@@ -16,7 +16,7 @@ from hybrid.gemma.threads import Threads
 from hybrid.kernels.noise import gumbel_torch, position_keys_torch, row_key
 from hybrid.protocols import SamplingParams, Scores, Until
 from hybrid.refiners.speculation import Source
-from hybrid.types import Activations, FinishReason, Request
+from hybrid.types import Activations, FinishReason, PromptFormat, Request
 
 _PURPOSE = 2  # of the random numbers; drafters use 0 and 1
 
@@ -69,6 +69,11 @@ class GemmaRefiner:
         """See `Refiner.concurrency`: as many as drafting leaves cores."""
         return max(1, available_cores() - 1)
 
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """See `Refiner.prompt_format`."""
+        return self.tokenizer.prompt_format
+
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Refiner.count_prompt_tokens`."""
         return len(self.tokenizer.encode_conversation(request.conversation))
@@ -92,6 +97,10 @@ class GemmaRefiner:
     def decode(self, token_ids: Sequence[int]) -> str:
         """See `Refiner.decode`."""
         return self.tokenizer.decode(token_ids)
+
+    def decode_thought(self, token_ids: Sequence[int]) -> str:
+        """See `Refiner.decode_thought`."""
+        return self.tokenizer.decode_thought(token_ids)
 
 
 def answer_room(prompt: Sequence[int], max_answer_tokens: int, context: int) -> int:

@@ -50,6 +50,7 @@ def refine(context: RefineContext) -> tuple[Verdict | None, Refinement]:
         finish_reason=outcome.finish_reason,
         seconds=time.monotonic() - started,
         denoising_steps=outcome.denoising_steps,
+        thought=context.thought(outcome.token_ids),
     )
 
 
@@ -79,4 +80,5 @@ def write_alone(
         forward_passes=session.forward_passes,
         finish_reason=reason,
         seconds=time.monotonic() - started,
+        thought=refiner.decode_thought(token_ids),
     )

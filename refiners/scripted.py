@@ -27,6 +27,11 @@ class ScriptedRefiner:
     end_token_ids: frozenset[int] = field(default=frozenset({END}), init=False)
     concurrency: int = 1
 
+    @property
+    def prompt_format(self) -> None:
+        """There is no template."""
+        return None
+
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Refiner.count_prompt_tokens`."""
         return len(request.question.encode())
@@ -55,6 +60,10 @@ class ScriptedRefiner:
     def encode(self, text: str) -> list[int]:
         """See `Refiner.encode`."""
         return list(text.encode())
+
+    def decode_thought(self, token_ids: Sequence[int]) -> str:
+        """It thinks nothing."""
+        return ""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """See `Refiner.decode`."""

@@ -21,7 +21,7 @@ from hybrid.gemma.config import read_end_token_ids
 from hybrid.protocols import SamplingParams, Scores, Until
 from hybrid.refiners.gemma import answer_room
 from hybrid.refiners.server import Late, Server
-from hybrid.types import FinishReason, Request
+from hybrid.types import FinishReason, PromptFormat, Request
 
 _MAX_SESSIONS = 64
 _CONTEXT = 131_072  # where the server does not tell
@@ -119,6 +119,11 @@ class VllmRefiner:
         """See `Refiner.concurrency`: the server batches what it is asked for."""
         return _MAX_SESSIONS
 
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """See `Refiner.prompt_format`."""
+        return self.tokenizer.prompt_format
+
     def count_prompt_tokens(self, request: Request) -> int:
         """See `Refiner.count_prompt_tokens`."""
         return len(self.tokenizer.encode_conversation(request.conversation))
@@ -145,6 +150,10 @@ class VllmRefiner:
     def decode(self, token_ids: Sequence[int]) -> str:
         """See `Refiner.decode`."""
         return self.tokenizer.decode(token_ids)
+
+    def decode_thought(self, token_ids: Sequence[int]) -> str:
+        """See `Refiner.decode_thought`."""
+        return self.tokenizer.decode_thought(token_ids)
 
     def read(self, stage: str, kind: type[_Answer], value: Any) -> _Answer:
         """A server's answer as `kind`; raises BackendError for anything else."""

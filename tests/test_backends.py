@@ -1,8 +1,10 @@
 """From a policy's choice of models to working ones."""
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +63,30 @@ def test_only_the_embedded_pair_knows_its_tasks() -> None:
     assert folder.recognise is None and folder.phrase is None
     assert not folder.quality
     assert answer(embedded) == answer(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_pair"),
+    [
+        (lambda text: text + "{# the same for every conversation #}", True),
+        (lambda text: text.replace("<|model>{% endif %}", "<|model> {% endif %}"), False),
+        (lambda text: text.replace("'system' }}>", "'user' }}>"), False),
+    ],
+)
+def test_a_pair_writes_conversations_alike(
+    tmp_path: Path, change: Callable[[str], str], is_pair: bool
+) -> None:
+    folder = Path(shutil.copytree(weights_path("refiner"), tmp_path / "refiner"))
+    file = folder / "chat_template.jinja"
+    changed = change(file.read_text())
+    assert changed != file.read_text()
+    file.write_text(changed)
+    pair = Choice(model=str(weights_path("drafter"))), Choice(model=str(folder))
+    if is_pair:
+        assert load_models(*pair).prompt_format is not None
+    else:
+        with pytest.raises(CapabilityError, match="write prompts differently"):
+            load_models(*pair)
 
 
 def test_no_choice_loads_nothing() -> None:

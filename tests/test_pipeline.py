@@ -1,5 +1,6 @@
 """A request's life through the pipeline, with scripted models."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,11 +14,13 @@ from hybrid.pipeline import Pipeline
 from hybrid.policies.history import History
 from hybrid.policies.latency import LatencyModel
 from hybrid.policies.loader import parse_policy
+from hybrid.protocols import DraftJob
 from hybrid.refiners.scripted import ScriptedRefiner
 from hybrid.requests import make_request
 from hybrid.types import (
     CheckOutcome,
     Denoised,
+    Draft,
     Drafted,
     Event,
     Finished,
@@ -181,14 +184,38 @@ def test_a_seed_is_drawn_and_named_where_none_is_given() -> None:
     assert len(seeds) == 4
 
 
-def test_a_prompt_outside_the_models_tasks_is_noted() -> None:
-    def recognise(prompt: str) -> str | None:
-        return "sort" if prompt == "sort" else None
+class ThinkingDrafter(ScriptedDrafter):
+    def draft(self, jobs: Sequence[DraftJob]) -> list[Draft]:
+        return [replace(draft, thought="drafted so") for draft in super().draft(jobs)]
 
-    pipeline = make_pipeline(recognise=recognise)
+
+class ThinkingRefiner(ScriptedRefiner):
+    def decode_thought(self, token_ids: Sequence[int]) -> str:
+        return "refined so"
+
+
+@pytest.mark.parametrize(
+    ("mode", "prompt", "thought"),
+    [
+        ("none", "say it", "drafted so"),
+        ("score", "say it", "drafted so"),
+        ("generate", "say it", "refined so"),
+    ],
+)
+def test_a_thought_has_a_field_of_its_own(mode: str, prompt: str, thought: str) -> None:
+    pipeline = make_pipeline(mode, drafter=ThinkingDrafter(ANSWERS))
+    models = replace(pipeline.models, refiner=ThinkingRefiner(ANSWERS))
+    result, _ = run(replace(pipeline, models=models), prompt)
+    assert result.thought == thought
+    assert thought not in result.text
+
+
+def test_a_prompt_outside_the_models_tasks_is_noted() -> None:
+    pipeline = make_pipeline()
+    models = replace(pipeline.models, note=lambda p: "" if p == "sort" else f"{p}: unknown")
+    pipeline = replace(pipeline, models=models)
     assert run(pipeline, "sort")[0].notes == ()
-    (note,) = run(pipeline, "say it")[0].notes
-    assert "outside the embedded model's tasks" in note
+    assert run(pipeline, "say it")[0].notes == ("say it: unknown",)
 
 
 def test_timing_adds_up_and_names_what_was_predicted() -> None:

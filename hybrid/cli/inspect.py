@@ -46,6 +46,8 @@ class Inspection:
     """A model folder; `cache_bytes` is what keys and values of one full context take in float32.
 
     `gpu_bytes` is what the engine takes for one request of 4096 tokens, `gpu_plan` its parts.
+    `template` is the chat template's SHA-256 and `template_revision` the commit of the hub that its
+    folder is of; both are empty where there is none.
     """
 
     folder: str
@@ -62,6 +64,8 @@ class Inspection:
     cache_bytes: int
     gpu_bytes: int
     gpu_plan: str
+    template: str = ""
+    template_revision: str = ""
 
     @property
     def parameters(self) -> int:
@@ -104,6 +108,7 @@ def inspect(folder: str, /, *, as_json: Annotated[Flag, Parameter(name="--json")
 
 def inspect_folder(folder: Path) -> Inspection:
     """Read configuration and headers; CheckpointError for a folder that they show not to load."""
+    from hybrid.conversation.template import ChatTemplate
     from hybrid.engine.memory import plan_memory
     from hybrid.gemma.checkpoint.mapping import map_tensors
     from hybrid.gemma.checkpoint.nvfp4 import read_convention
@@ -111,6 +116,8 @@ def inspect_folder(folder: Path) -> Inspection:
     from hybrid.gemma.config import GemmaConfig
 
     config = GemmaConfig.from_directory(folder)
+    has_tokenizer = (folder / "tokenizer_config.json").exists()
+    template = ChatTemplate.from_directory(folder.resolve()) if has_tokenizer else None
     kinds = [layer.kind for layer in config.layers]
     full, sliding = kinds.count("full"), kinds.count("sliding")
     seen = {
@@ -146,6 +153,8 @@ def inspect_folder(folder: Path) -> Inspection:
         cache_bytes=cached,
         gpu_bytes=plan.total,
         gpu_plan=str(plan),
+        template=template.sha256 if template else "",
+        template_revision=template.revision if template else "",
     )
 
 
@@ -177,6 +186,7 @@ def facts(found: Inspection) -> Table:
         "context": f"{found.context:,} tokens"
         + (f", canvas {found.canvas_length}" if found.canvas_length else ""),
         "quantization": found.quantization,
+        "chat template": _template(found),
         "as stored": f"{_size(found.stored_bytes)}; with a full cache {_size(stored)}, "
         f"{_fits(stored)}",
         "on a GPU": f"{found.gpu_plan}, {_fits(found.gpu_bytes)}",
@@ -189,6 +199,14 @@ def facts(found: Inspection) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _template(found: Inspection) -> str:
+    """The chat template's identity: a pair must write conversations alike."""
+    if not found.template:
+        return "none"
+    revision = f", of commit {found.template_revision}" if found.template_revision else ""
+    return f"sha256 {found.template[:16]}{revision}"
 
 
 def parts_table(found: Inspection) -> Table:

@@ -64,6 +64,12 @@ class ChatTemplate:
         """Of the template's text."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
+    @property
+    def revision(self) -> str:
+        """The commit of the hub that the file is of, "" for a file of another folder."""
+        commit = re.search(r"/snapshots/([0-9a-f]{40})/", Path(self.file).as_posix())
+        return commit[1] if commit else ""
+
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt's text, up to where the answer begins.
 

@@ -6,7 +6,7 @@ first token, this takes 0.04 s (two-core CPU). Text that spells control tokens s
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Self
@@ -17,7 +17,7 @@ from hybrid.conversation.channels import Channels, without_name
 from hybrid.conversation.control_tokens import ControlTokens
 from hybrid.conversation.template import ChatTemplate
 from hybrid.errors import CheckpointError, HybridError, RequestError
-from hybrid.types import Message
+from hybrid.types import Message, PromptFormat
 
 _REMEMBERED = 32  # conversations
 _INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that are no character yet
@@ -63,11 +63,9 @@ class ChatTokenizer:
         tokenizer.no_padding()
         return cls(tokenizer, template)
 
-    @property
-    def prompt_format(self) -> str:
-        """The same for two tokenizers that write the same text for conversations, as far as tried:
-        a hash of the template's renderings, or of its errors.
-        """
+    @cached_property
+    def prompt_format(self) -> PromptFormat:
+        """How conversations are written; its `rendering` is a hash of some, or of their errors."""
         rendered = hashlib.sha256()
         for messages in _PROBES:
             try:
@@ -75,7 +73,8 @@ class ChatTokenizer:
             except HybridError as error:
                 text = type(error).__name__
             rendered.update(f"{text}\0".encode(errors="surrogatepass"))
-        return rendered.hexdigest()
+        template = self.template
+        return PromptFormat(template.sha256, template.revision, rendered.hexdigest())
 
     @property
     def vocabulary(self) -> Mapping[str, int]:

@@ -250,6 +250,7 @@ TASKS = {
 }
 
 
+_NUMBER, _READ_CHARACTERS, _LARGEST_HINT = re.compile(r"\d{1,9}", re.ASCII), 4096, 10**9
 MEASURED = 300  # held-out instances of each task that the shipped quality tables are of
 _PHRASES = {
     "translate": "translate to zed:",
@@ -313,3 +314,19 @@ def recognise(prompt: str) -> str | None:
     """The trained task that a prompt asks for, or None if it is outside all of them."""
     text = prompt.strip()
     return next((name for name, task in TASKS.items() if task.pattern.match(text)), None)
+
+
+def length_hint(prompt: str) -> int:
+    """The sum of the whole numbers in a prompt, as far as it is read: of "list 5 metals", 5.
+
+    What it counts tells how long an answer to it is better than its length does.
+    """
+    numbers = _NUMBER.findall(prompt, 0, _READ_CHARACTERS)
+    return min(_LARGEST_HINT, sum(map(int, numbers)))
+
+
+def note(prompt: str) -> str:
+    """What a reader of the answer must know, empty where there is nothing."""
+    if recognise(prompt) is not None:
+        return ""
+    return "outside the embedded model's tasks: do not expect a meaningful answer"

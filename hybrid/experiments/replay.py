@@ -179,7 +179,7 @@ def _cost(costs: LatencyModel, record: Record) -> float:
 def decide(record: Record, policy: Policy, latency: LatencyModel) -> Plan:
     """What the policy decides for a recorded prompt."""
     from hybrid.embedded import EVALUATION
-    from hybrid.embedded.tasks import recognise
+    from hybrid.embedded.tasks import length_hint, recognise
 
     chosen = policy.models
     is_embedded = all(
@@ -196,6 +196,7 @@ def decide(record: Record, policy: Policy, latency: LatencyModel) -> Plan:
         policy=policy,
         custom={},
         load=0,
+        length_hint=length_hint(record.prompt) if is_embedded else 0,
     )
     known = read_quality(EVALUATION) if is_embedded else {}
     return plan(request, signals, policy, latency, {**known, **policy.quality})

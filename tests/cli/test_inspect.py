@@ -1,5 +1,6 @@
 """`hybrid inspect`: what a folder holds, from headers alone."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -58,6 +59,22 @@ def test_other_geometries_and_unquantized_folders(
     assert not [part for part in drafter.parts if part.name == "other"]
     refiner = inspect_folder(make_causal()[1])
     assert (refiner.role, refiner.experts) == ("refiner", "none")
+
+
+def test_the_chat_template_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "models--org--name" / "snapshots" / commit
+    shutil.copytree(weights_path("refiner"), folder)
+    text = (folder / "chat_template.jinja").read_bytes()
+    found = inspect_folder(folder)
+    assert found.template == hashlib.sha256(text).hexdigest()
+    assert found.template_revision == commit
+    assert main(["inspect", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert f"sha256 {found.template[:16]}" in out and commit[:20] in out
+    (folder / "chat_template.jinja").write_text("{% if {")
+    with pytest.raises(CheckpointError, match="chat_template"):
+        inspect_folder(folder)
 
 
 def test_damaged_folders_are_one_line_and_exit_code_2(

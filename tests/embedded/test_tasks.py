@@ -15,6 +15,8 @@ from hybrid.embedded.tasks import (
     evaluation_set,
     experiment_set,
     is_held_out,
+    length_hint,
+    note,
     number_words,
     phrase,
     recognise,
@@ -119,3 +121,23 @@ def test_experiments_ask_what_the_quality_tables_were_not_measured_on(task: str)
     assert asked == experiment_set(task, 100)
     assert len({instance.prompt for instance in asked} - known) == 100
     assert json.loads(EVALUATION.read_text())["items"] == MEASURED
+
+
+@pytest.mark.parametrize(
+    ("prompt", "hint"),
+    [
+        ("list 5 metals", 5),
+        ("add 12 + 30", 42),
+        ("no number", 0),
+        ("2" * 5000, 10**9),
+        ("x" * 5000 + " 7", 0),
+        ("\u0663 metals", 0),
+    ],
+)
+def test_the_length_hint_is_the_sum_of_the_numbers_named(prompt: str, hint: int) -> None:
+    assert length_hint(prompt) == hint
+
+
+def test_a_prompt_outside_the_tasks_has_a_note() -> None:
+    assert note("list 5 metals") == ""
+    assert "outside" in note("hello")

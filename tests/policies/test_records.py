@@ -108,7 +108,7 @@ def test_what_tells_an_answers_length_is_found(make_result: MakeResult, tells: s
     for _ in range(WINDOW):
         prompt, amount = rng.randint(5, 30), rng.randint(1, 9)
         result = make_result(tokens=3 * (amount if tells == "amount" else prompt))
-        signals = replace(result.signals, prompt_tokens=prompt, amount=amount)
+        signals = replace(result.signals, prompt_tokens=prompt, length_hint=amount)
         results.append(replace(result, signals=signals))
     lengths = learn(*results).statistics(TaskStatistics()).lengths
     assert lengths is not None
