@@ -18,6 +18,7 @@ from tests.docs.pages import PAGES, blocks, commands, page_name, write_files
 ANSWERS = {
     "sort up: 4 8 1 9 3": "1 3 4 8 9",
     "add 45 + 67": "112",
+    "reason mod ten: 6, + 1, + 4, + 3, + 4, + 5": ("+ 1 = 7, + 4 = 1, + 3 = 4, + 4 = 8, + 5 = 3"),
     "translate to zed: the old fox sees the dog": "sa ral, mo, woz",
     "summarize: cora met hugo at the cafe on friday": (
         "who: cora; with: hugo; day: friday; place: cafe; topic: none; count: none"
@@ -35,7 +36,7 @@ def balanced() -> Iterator[Hybrid]:
 
 
 def test_prompts_that_the_pair_knows_have_a_known_answer() -> None:
-    text = "\n".join(page.read_text("utf-8") for page in PAGES if "embedded" not in page.parts)
+    text = "\n".join(page.read_text("utf-8") for page in PAGES)
     quoted = set(re.findall(r'"([^"\n]{8,})"', text))
     assert {prompt for prompt in quoted if recognise(prompt)} == ANSWERS.keys()
 
