@@ -127,7 +127,7 @@ def read_key_file(file: Path, environment: Mapping[str, str]) -> list[Key]:
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError("keys", str(file), f"a UTF-8 text file ({error})") from None
-    document = Document(str(file), text, environment)
+    document = Document(str(file), text, environment, KeyFile, "a file of keys")
     if document.problems:
         raise PolicyError(document.problems)
     try:
