@@ -22,6 +22,7 @@ from hybrid.errors import (
     CheckpointError,
     DeadlineExceeded,
     HybridError,
+    Overloaded,
     RequestError,
 )
 
@@ -121,9 +122,11 @@ def _of_hybrid(error: HybridError, names: Mapping[str, str]) -> ApiError:
             return ApiError(408, str(error), "deadline_exceeded")
         case Cancelled():
             return ApiError(CLIENT_GONE, str(error), "cancelled")
+        case Overloaded():
+            wait_s = error.retry_after_s
+            return ApiError(429, str(error), "late_before_it_began", retry_after_s=wait_s)
         case BackendError(stage="queue"):
-            wait_s = getattr(error, "wait_s", None) or 1.0
-            return ApiError(429, str(error), "queue_full", retry_after_s=wait_s)
+            return ApiError(429, str(error), "queue_full", retry_after_s=1.0)
         case BackendError(retryable=True):
             return ApiError(503, str(error), "backend_unavailable", retry_after_s=1.0)
         case CheckpointError():

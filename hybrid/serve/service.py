@@ -32,7 +32,7 @@ from hybrid.serve.errors import ApiError, api_error
 from hybrid.serve.policies import ServedPolicies
 from hybrid.serve.settings import Settings
 from hybrid.serve.stop_strings import StopCutter, cut
-from hybrid.types import Denoised, Drafted, Finished, Patched, Plan, Planned, Result
+from hybrid.types import Denoised, Drafted, Finished, Patched, Plan, Planned, Result, Written
 
 Emit = Callable[[Part], None]
 Observer = Callable[[Call, Head, Choice | None, BaseException | None], None]
@@ -179,11 +179,12 @@ class _Choices:
         call, extension = self.call, self.call.extension
         text = _Text(index, call, self.emit)
         pieces: dict[int, tuple[str, ...]] = {}
-        is_settled = False
+        is_settled = is_written_alone = False
         async for event in self.hybrid.stream(prompt, **options):
             match event:
                 case Planned():
                     is_settled = event.plan.refine.mode in _UNCHANGED
+                    is_written_alone = event.plan.draft is None
                     started = Started(index, event.signals.prompt_tokens)
                     if not call.logprobs:
                         self.emit(started)
@@ -195,7 +196,10 @@ class _Choices:
                     if extension.stream_patches and not call.logprobs:
                         self.emit(DraftText(index, event.draft.text))
                     if is_settled and not call.logprobs:
-                        text.send(event.draft.text)
+                        text.advance(_inner(event.draft.text, call.between))
+                case Written():
+                    if is_written_alone:
+                        text.advance(event.text)
                 case Patched():
                     if extension.stream_patches:
                         self.emit(Patch(index, event.refinement.edits))
@@ -205,26 +209,33 @@ class _Choices:
         if call.logprobs:  # which may be refused, and so nothing has been sent yet
             logprobs = _logprobs(result, pieces)
             self.emit(started)
-        text.send(result.text)
+        text.finish(result.text)
         final, stop = cut(_inner(result.text, call.between), call.stop)
         return Choice(index, final, result, stop, logprobs)
 
 
 class _Text:
-    """A choice's final text on its way out: once, without what lies outside of it."""
+    """A choice's final text on its way out, as far as it is known, without what lies outside."""
 
     def __init__(self, index: int, call: Call, emit: Emit) -> None:
-        self._index, self._call, self._emit = index, call, emit
-        self._is_sent = False
+        self._index, self._between, self._emit = index, call.between, emit
+        self._cutter = StopCutter(call.stop)
+        self._taken = 0
 
-    def send(self, text: str) -> None:
-        if self._is_sent:
-            return
-        self._is_sent = True
-        cutter = StopCutter(self._call.stop)
-        inner = cutter.feed(_inner(text, self._call.between)) + cutter.end()
-        if inner:
-            self._emit(Delta(self._index, inner))
+    def advance(self, text: str) -> None:
+        """The text up to here will not change."""
+        new = text[self._taken :]
+        self._taken = max(self._taken, len(text))
+        self._tell(self._cutter.feed(new))
+
+    def finish(self, text: str) -> None:
+        """The whole text."""
+        self.advance(_inner(text, self._between))
+        self._tell(self._cutter.end())
+
+    def _tell(self, text: str) -> None:
+        if text:
+            self._emit(Delta(self._index, text))
 
 
 def _inner(text: str, between: tuple[str, str] | None) -> str:

@@ -95,7 +95,10 @@ def test_a_file_of_keys_holds_digests(tmp_path: Path) -> None:
             "keys:\n- {name: a, sha256: abc}\n",
             r"keys.yaml:2:\d+: keys.0.sha256: String should match",
         ),
-        ("keys:\n- {name: a, sha25: abc}\n", r"keys.yaml:2:\d+: keys.0.sha25: unknown key; did you mean .sha256"),
+        (
+            "keys:\n- {name: a, sha25: abc}\n",
+            r"keys.yaml:2:\d+: keys.0.sha25: unknown key; did you mean .sha256",
+        ),
         ("keys: []\n", "keys"),
         ("key: x\n", "keys"),
         ("keys: [\n", "keys.yaml:"),

@@ -99,6 +99,13 @@ def test_patches_come_after_the_draft_and_make_the_answer_of_it(make_client: Mak
     assert final == FOX
 
 
+def test_what_the_refiner_writes_alone_is_sent_as_it_is_written(client: TestClient) -> None:
+    chunks = stream(client, **ask(hybrid={"refine": "generate"}, stop="fo"))
+    texts = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+    assert len([text for text in texts if text]) > 5
+    assert "".join(texts) == "the quick brown "
+
+
 def test_choices_of_a_stream_are_told_apart(client: TestClient) -> None:
     texts = {0: "", 1: ""}
     for chunk in stream(client, **ask(n=2)):
