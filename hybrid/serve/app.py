@@ -22,7 +22,7 @@ from hybrid import __version__
 from hybrid.api import Hybrid
 from hybrid.errors import HybridError
 from hybrid.policies.schema import Policy
-from hybrid.serve import dialect_routes, hybrid_routes, status_routes
+from hybrid.serve import dialect_routes, hybrid_routes, playground_routes, status_routes
 from hybrid.serve.access import AccessControl, Key
 from hybrid.serve.bounds import BodyLimit
 from hybrid.serve.errors import ApiError, api_error, error_response
@@ -77,7 +77,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service, app.state.metrics = service, metrics
-    for routes in (dialect_routes, hybrid_routes, status_routes):
+    for routes in (dialect_routes, hybrid_routes, status_routes, playground_routes):
         app.include_router(routes.router)
     for kind in (ApiError, HybridError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _refuse)
