@@ -21,7 +21,7 @@ from hybrid.event_stream import EventStream
 from hybrid.local import Local
 from hybrid.pipeline import Custom, Emit
 from hybrid.policies.loader import load_policy, preset_names
-from hybrid.policies.rules import PythonRule
+from hybrid.policies.rules import PythonRule, check_signals
 from hybrid.policies.schema import Policy
 from hybrid.policies.watch import WatchedPolicy
 from hybrid.requests import Options, Prompt, make_request
@@ -66,6 +66,7 @@ class Hybrid:
             allowed = "at least 0, and 0 for models that are handed over: they stay in this process"
             raise RequestError("workers", workers, allowed)
         self._policy = policy
+        check_signals(self.policy, signals or {})
         custom = Custom(signals or {}, rule)
         self._host = Workers(workers, custom) if workers else Local(custom, models)
         self._lock = Lock()

@@ -147,6 +147,7 @@ class Pipeline:
         """What the policy decides for a request; runs no model."""
         drafter, refiner, custom = self.models.drafter, self.models.refiner, self.custom
         request = self._phrased(request)
+        is_deterministic = request.deterministic or self.policy.deterministic
         reader = drafter or refiner
         if reader is None:
             raise CapabilityError("answering", "this policy", "it names no drafter and no refiner")
@@ -157,14 +158,16 @@ class Pipeline:
             recognise=self.models.recognise,
             policy=self.policy,
             custom={name: _signal(name, read(request)) for name, read in custom.signals.items()},
-            load=self.capacity.admission.in_flight,
+            load=0 if is_deterministic else self.capacity.admission.in_flight,
             length_hint=self.models.length_hint(request.question),
         )
         said = ask(custom.rule, request, signals) if custom.rule else None
         quality = {**self.models.quality, **self.policy.quality}
-        latency = self.history.latency if self.history else self.latency
-        budget = Deadline.after(request.budget_s)
-        wait_s = self.capacity.admission.predicted_wait_s(budget, self._least_s(signals))
+        latency, wait_s = self.latency, 0.0
+        if not is_deterministic:
+            latency = self.history.latency if self.history else self.latency
+            budget = Deadline.after(request.budget_s)
+            wait_s = self.capacity.admission.predicted_wait_s(budget, self._least_s(signals))
         return signals, plan(request, signals, self.policy, latency, quality, said, wait_s)
 
     def _least_s(self, signals: Signals) -> float:

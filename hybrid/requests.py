@@ -63,6 +63,8 @@ class Options(TypedDict, total=False):
     """What the refiner does: a refine mode such as "none", "cascade" or "verify"."""
     temperature: float | None
     """Multiplies the draft's temperatures; for what the refiner writes, it is the temperature."""
+    deterministic: bool
+    """Plan by the calibrated costs alone, whatever the load and recent latencies."""
     checks: Sequence[object]
     """What the answer must satisfy: mappings such as `{"regex": "^[0-9]+$"}`, or functions."""
 
@@ -92,6 +94,7 @@ def make_request(prompt: Prompt, options: Options) -> Request:
         infill=_text("infill", options.get("infill")),
         seed=_whole("seed", options.get("seed"), least=0, most=2**63 - 1),
         checks=_checks(options.get("checks", ())),
+        deterministic=_flag("deterministic", options.get("deterministic", False)),
         overrides=Overrides(
             max_denoising_steps=_steps(options),
             entropy_bound=_number("entropy_bound", options.get("entropy_bound")),
@@ -245,6 +248,12 @@ def _number(field: str, value: float | None) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise RequestError(field, value, "a number from 0 up")
     return float(value)
+
+
+def _flag(field: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise RequestError(field, value, "true or false")
+    return value
 
 
 def _checks(checks: Sequence[object]) -> tuple[Check, ...]:

@@ -20,6 +20,8 @@ DEFAULT_TOKEN_LOGPROB = -4.0  # cascade's threshold where neither is given
 # How a GPU multiplies with NVFP4 weights: by activations as they are, or rounded to NVFP4 too.
 Activations = Literal["float", "nvfp4"]
 SignalValue = str | int | float | bool
+# Of a predicted quality: a guess, a figure of others, or measured on this pair and task.
+QualitySource = Literal["prior", "published", "measured"]
 TaskSource = Literal["given", "recognised", "classified", "default"]
 
 
@@ -101,7 +103,8 @@ class Request:
     `infill` is a template of the answer with blanks written `<blank:N>` (N tokens); its other text
     is kept word for word. `seed` None draws one, which the result names. `checks` are what the
     answer must satisfy. `effort` asks for the budget that the policy gives that level, and
-    `timeout_s` is an upper bound of the budget, whoever sets it.
+    `timeout_s` is an upper bound of the budget, whoever sets it. With `deterministic`, the plan
+    does not depend on the load or on recent latencies.
     """
 
     prompt: str = ""
@@ -115,6 +118,7 @@ class Request:
     checks: tuple[Check, ...] = ()
     effort: Effort | None = None
     timeout_s: float | None = None
+    deterministic: bool = False
 
     @property
     def conversation(self) -> tuple[Message, ...]:
@@ -209,6 +213,7 @@ class Prediction:
     quality: float
     service_p50_s: float = 0.0
     service_p95_s: float = 0.0
+    quality_source: QualitySource = "prior"
 
 
 @dataclass(frozen=True, slots=True)

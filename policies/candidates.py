@@ -18,7 +18,7 @@ from hybrid.policies.forecast import Column, PlanLatency, forecast
 from hybrid.policies.latency import LatencyModel, Quantiles
 from hybrid.policies.schema import QualitySection
 from hybrid.policies.settings import Settings
-from hybrid.types import Prediction, RefineMode, Signals, plan_label
+from hybrid.types import Prediction, QualitySource, RefineMode, Signals, plan_label
 
 Points = tuple[tuple[int, float], ...]
 
@@ -29,6 +29,8 @@ _BEST_OF_RECOVERY = 0.5  # share of a wrong draft's failures that another draft 
 _REPAIR_RECOVERY = 0.2  # share of a draft's failures that show in its scores and can be mended
 _GUIDE_RECOVERY = 0.5  # of what the refiner would have got right
 _REWRITE_RECOVERY = 0.8
+# The modes whose quality is a table's own figure: of drafts, and of the refiner alone.
+_MEASURED: frozenset[RefineMode] = frozenset({"none", "score", "verify", "generate"})
 _CASCADE_RECOVERY = 0.9  # share of a draft's failures that a cascade notices and mends
 
 
@@ -57,14 +59,16 @@ class Candidates:
     quality: Column
     service_p50_s: Column
     service_p95_s: Column
+    sources: Mapping[RefineMode, QualitySource]
 
     def __len__(self) -> int:
         return len(self.caps)
 
     def __getitem__(self, index: int) -> Candidate:
-        service = self.service_p50_s, self.service_p95_s
-        columns = (self.p50_s, self.p95_s, self.quality, *service)
-        predicted = Prediction(*(column[index].item() for column in columns))
+        columns = (self.p50_s, self.p95_s, self.quality, self.service_p50_s, self.service_p95_s)
+        source = self.sources.get(self.modes[index], "prior")
+        p50_s, p95_s, quality, *service = (column[index].item() for column in columns)
+        predicted = Prediction(p50_s, p95_s, quality, service[0], service[1], source)
         return Candidate(self.caps[index], self.modes[index], predicted)
 
 
@@ -77,6 +81,7 @@ class _Curves:
     used: tuple[float, ...]
     agreement: Column
     quality: Mapping[RefineMode, Column]
+    measured: frozenset[RefineMode] = frozenset()
 
 
 def list_candidates(
@@ -120,8 +125,12 @@ def list_candidates(
             found.extend(caps)
         modes.extend([mode] * len(latencies[-1].p50_s))
         quality.append(curves.quality[mode])
+    source: QualitySource = measured.source if measured else "prior"
+    sources = dict.fromkeys(curves.measured, source)
     p50_s, p95_s, *service = (np.concatenate(parts) for parts in zip(*latencies, strict=True))
-    return Candidates(found, modes, p50_s, p95_s, np.concatenate(quality), *service)
+    return Candidates(
+        found, modes, p50_s, p95_s, np.concatenate(quality), service[0], service[1], sources
+    )
 
 
 def _curves(caps: tuple[int, ...], measured: QualitySection | None) -> _Curves:
@@ -146,10 +155,12 @@ def _expect(
     kept = prior.agreement
     if agreement:
         kept = np.array([interpolate(agreement, cap) for cap in caps])
-    quality = _qualities([interpolate(draft, cap) for cap in caps], refiner)
+    quality = qualities([interpolate(draft, cap) for cap in caps], refiner)
+    known = _MEASURED
     if cascade:
+        known |= {"cascade"}
         quality["cascade"] = np.array([round(interpolate(cascade, cap), 2) for cap in caps])
-    return _Curves(steps, kept, quality)
+    return _Curves(steps, kept, quality, known)
 
 
 @lru_cache(maxsize=256)
@@ -158,7 +169,7 @@ def _expect_by_prior(caps: tuple[int, ...]) -> _Curves:
     return _Curves(
         used=tuple(min(cap, _USED_PRIOR) for cap in caps),
         agreement=np.array([_AGREEMENT_PRIOR * gain for gain in gained]),
-        quality=_qualities([_DRAFT_PRIOR * gain for gain in gained], _REFINER_PRIOR),
+        quality=qualities([_DRAFT_PRIOR * gain for gain in gained], _REFINER_PRIOR),
     )
 
 
@@ -167,12 +178,14 @@ def prior_quality(cap: int | None, mode: RefineMode) -> float:
     return float(_expect_by_prior((cap or 1,)).quality[mode][0])
 
 
-def _qualities(drafts: Sequence[float], refiner: float) -> dict[RefineMode, Column]:
+def qualities(drafts: Sequence[float], refiner: float) -> dict[RefineMode, Column]:
     """Of drafts under every refine mode, and of the refiner alone."""
     draft = np.array([round(quality, 2) for quality in drafts])
 
     def mended(share: float) -> Column:
-        return np.array([round(q + (1 - q) * refiner * share, 2) for q in drafts])
+        # A guess: it never ranks above both of what it is made of, the draft and the refiner.
+        guesses = ((q, q + (1 - q) * refiner * share) for q in drafts)
+        return np.array([round(min(guess, max(q, refiner)), 2) for q, guess in guesses])
 
     return {
         "none": draft,

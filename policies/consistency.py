@@ -32,6 +32,29 @@ def find_contradictions(policy: Policy, inherited_rules: int = 0) -> Iterator[Co
     yield from _idle_rules(policy.rules[: len(policy.rules) - inherited_rules])
 
 
+def find_remarks(policy: Policy) -> Iterator[Contradiction]:
+    """What is allowed and probably not meant: models that nothing uses, signals to be given."""
+    sections = [*_refine_sections(policy)]
+    modes = {mode for _, refine, inherited in sections for mode in refine.mode or inherited}
+    by_refiner = any(
+        refine.scorer != "self" and MODES[mode].cost.reads == "scorer"
+        for _, refine, inherited in sections
+        for mode in refine.mode or inherited
+    )
+    named = policy.models.model_fields_set
+    repairs = any(refine.repair_with == "refiner" for _, refine, _ in sections)
+    used = by_refiner or repairs or any(MODES[mode].needs_refiner for mode in modes)
+    if "refiner" in named and policy.models.refiner is not None and not used:
+        remedy = "such as refine: {mode: [none, cascade, verify]}"
+        yield ("models", "refiner"), f"is loaded and never used: no refine mode needs it; {remedy}"
+    drafts = any(MODES[mode].needs_drafter for mode in modes)
+    if "drafter" in named and policy.models.drafter is not None and not drafts:
+        yield ("models", "drafter"), "is loaded and never used: every mode is generate"
+    for index, rule in enumerate(policy.rules):
+        for name in rule.when.signals:
+            yield ("rules", index, "when", "signals", name), "must be given by the application"
+
+
 def _models(policy: Policy) -> Iterator[Contradiction]:
     if policy.models.drafter is None and policy.models.refiner is None:
         yield ("models",), "names neither a drafter nor a refiner"

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from hybrid.errors import PolicyError, Problem, did_you_mean
 from hybrid.files import read_regular_file
-from hybrid.policies.consistency import find_contradictions
+from hybrid.policies.consistency import find_contradictions, find_remarks
 from hybrid.policies.document import EXTENDS, MAX_PROBLEMS, Document, Location
 from hybrid.policies.schema import STEPS, Policy
 
@@ -80,7 +80,9 @@ def _parse(text: str, name: str, folder: Path, extending: tuple[Path, ...]) -> P
     if problems:
         ordered = sorted(problems, key=lambda p: (p.line, p.column, p.key))
         raise PolicyError(ordered[:MAX_PROBLEMS])
-    policy._name, policy._notes, policy._values = name, document.notes, layers.values
+    remarks = [document.at(*remark) for remark in find_remarks(policy)]
+    notes = (*document.notes, *(f"{remark.key}: {remark.message}" for remark in remarks))
+    policy._name, policy._notes, policy._values = name, notes, layers.values
     policy._variables = _variables(document, layers)
     return policy
 

@@ -32,8 +32,10 @@ def plan(
 
     `quality` holds measured accuracies by task, `said` is a rule for this request alone. Of equal
     plans the fastest is taken. If none fits at p95, the fastest is taken: the deadline then cuts it
-    short if it must. `wait_s` is how long others will keep the request waiting.
+    short if it must. `wait_s` is how long others will keep the request waiting, as the queue
+    foresees it; the latency model's own waits are counted within it.
     """
+    wait_s = max(0.0, wait_s - latency.draft_wait.p50_s)
     settings = resolve(request, signals, policy, said)
     candidates = list_candidates(settings, signals, latency, quality.get(signals.task or ""))
     budget = math.inf if settings.budget_s is None else settings.budget_s - wait_s

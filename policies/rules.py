@@ -1,14 +1,34 @@
 """Rules written in Python: a function that may say for a request what a rule in YAML would say."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from pydantic import ValidationError
 
-from hybrid.errors import PolicyError, Problem
-from hybrid.policies.schema import STEPS, STEPS_ALIAS, RuleSection
-from hybrid.types import Request, Signals
+from hybrid.errors import PolicyError, Problem, did_you_mean
+from hybrid.policies.schema import STEPS, STEPS_ALIAS, Policy, RuleSection
+from hybrid.types import Request, Signals, SignalValue
 
 PythonRule = Callable[[Request, Signals], Mapping[str, object] | None]
+
+
+def check_signals(policy: Policy, given: Collection[str]) -> None:
+    """Raise PolicyError for a rule that asks for a signal which nobody gives: it never matches."""
+    problems = []
+    for index, rule in enumerate(policy.rules):
+        for name in rule.when.signals:
+            if name not in given:
+                key = f"rules.{index}.when.signals.{name}"
+                hint = did_you_mean(name, given)
+                message = f"no signal has this name: give one, signals={{{name!r}: f}}{hint}"
+                problems.append(Problem(policy.name, 0, 0, key, message))
+    if problems:
+        raise PolicyError(problems)
+
+
+def no_signals(policy: Policy) -> dict[str, Callable[[Request], SignalValue]]:
+    """Every signal that rules ask for, given as empty text: for deciding without an application."""
+    names = {name for rule in policy.rules for name in rule.when.signals}
+    return {name: lambda _: "" for name in names}
 
 
 def ask(rule: PythonRule, request: Request, signals: Signals) -> RuleSection | None:

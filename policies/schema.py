@@ -301,6 +301,7 @@ class TaskSection(Section):
     description: str = Field(default="", description="For people.")
     budget: Duration | None = Field(default=None, description="Time to answer in.")
     expected_tokens: int | None = Field(default=None, ge=1, description="Typical answer length.")
+    max_new_tokens: int | None = Field(default=None, ge=1, description="Longest answer, in tokens.")
     draft: DraftSection = DraftSection()
     refine: RefineSection = RefineSection()
 
@@ -345,6 +346,7 @@ class RuleSection(Section):
     name: str = Field(min_length=1, description="Shown in every decision that it makes.")
     when: WhenSection
     budget: Duration | None = Field(default=None, description="Time to answer in.")
+    max_new_tokens: int | None = Field(default=None, ge=1, description="Longest answer, in tokens.")
     draft: DraftSection = DraftSection()
     refine: RefineSection = RefineSection()
 
@@ -352,6 +354,9 @@ class RuleSection(Section):
 class QualitySection(Section):
     """Measured accuracy of one task: what the planner weighs against latency."""
 
+    source: Literal["measured", "published"] = Field(
+        default="measured", description="measured here, or published elsewhere."
+    )
     draft: dict[StepsKey, float] = Field(description="Accuracy by cap on denoising steps.")
     refiner: float = Field(ge=0, le=1, description="Accuracy of greedy autoregressive decoding.")
     steps_used: dict[StepsKey, Annotated[float, Field(ge=0)]] = Field(
@@ -391,6 +396,11 @@ class Policy(Section):
     )
     on_deadline: Literal["return_draft", "fail"] = Field(
         default="return_draft", description="At the deadline: the best answer so far, or an error."
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="Plan by the calibrated costs alone: not by load, by what was learned of "
+        "latency, or by how busy the machine is.",
     )
     quality: dict[str, QualitySection] = Field(
         default={}, description="Measured accuracies by task; a prior stands in where none is."

@@ -62,7 +62,7 @@ def resolve(
     decided_by = f"rule {rule.name!r}" if rule else f"task {signals.task}" if task else "defaults"
     return Settings(
         budget_s=budget,
-        max_new_tokens=request.max_new_tokens or defaults.max_new_tokens,
+        max_new_tokens=_first(request.max_new_tokens, *(la.max_new_tokens for la in layers)),
         steps=() if modes == ("generate",) else steps,
         sampler=_sampler(overrides, drafts),
         modes=modes,

@@ -1,6 +1,7 @@
 """A policy file that is read again when it has changed; a broken change leaves it as it was.
 
-Nothing runs in the background: a look at the file's time costs microseconds, at each request.
+Nothing runs in the background: a look at the file costs microseconds, at each request. What a link
+leads to is looked at, by identity as well, because another file may have the same time and size.
 """
 
 import logging
@@ -11,7 +12,7 @@ from hybrid.policies.loader import load_policy
 from hybrid.policies.schema import Policy
 
 _log = logging.getLogger("hybrid.policies")
-Stamp = tuple[int, int] | None
+Stamp = tuple[int, ...] | None
 
 
 class WatchedPolicy:
@@ -42,4 +43,5 @@ class WatchedPolicy:
             found = self._path.stat()
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_size
+        identity = found.st_dev, found.st_ino
+        return *identity, found.st_mtime_ns, found.st_ctime_ns, found.st_size

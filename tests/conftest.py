@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models; also in commands
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from hybrid.conversation.tokenizer import ChatTokenizer
 
 
+# A property's example may take long where others load the machine.
+hypothesis.settings.register_profile("hybrid", deadline=None)
+hypothesis.settings.load_profile("hybrid")
 # A shell's background jobs ignore Ctrl-C, and so would every test of it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,13 +1,14 @@
 """A request's life through the pipeline, with scripted models."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
 
 from hybrid.backends import Models
-from hybrid.deadline import CancelFlag
+from hybrid.deadline import CancelFlag, Deadline
 from hybrid.drafters.scripted import ScriptedDrafter
 from hybrid.errors import BackendError, Cancelled, CapabilityError, DeadlineExceeded, RequestError
 from hybrid.pipeline import Pipeline
@@ -327,3 +328,27 @@ def test_an_answer_that_repeats_itself_is_reported() -> None:
     result, _ = run(make_pipeline(drafter=looping))
     assert any(note.startswith("the answer repeats itself: ") for note in result.notes)
     assert not run(make_pipeline())[0].notes
+
+
+def test_a_deterministic_plan_depends_neither_on_load_nor_on_the_clock() -> None:
+    policy = parse_policy(
+        "version: 1\ndefaults: {budget: 200ms, refine: {mode: [none, verify]},"
+        " draft: {max_denoising_steps: {from: 1, to: 20}}}\n"
+        "rules: [{name: busy, when: {load: {above: 3}}, draft: {max_denoising_steps: 1}}]\n",
+        "test",
+    )
+    history = History(COSTS)
+    pipeline = replace(make_pipeline(), policy=policy, history=history)
+    free, asked = Request("say it"), Request("say it", deterministic=True)
+    before = pipeline.plan(asked)[1]
+    for _ in range(30):
+        result = pipeline.answer(free)
+        slow = replace(result.timing, total_s=50 * result.timing.predicted_p50_s)
+        history.learn(replace(result, timing=slow))
+    always = replace(pipeline, policy=policy.model_copy(update={"deterministic": True}))
+    with ExitStack() as others:
+        for _ in range(5):
+            others.enter_context(pipeline.capacity.admission.admitted(Deadline.after(9.0), 0.001))
+        assert pipeline.plan(asked)[1] == before
+        assert pipeline.plan(free)[1] != before
+        assert always.plan(free)[1] == before

@@ -71,10 +71,15 @@ def compare(first: Policy, second: Policy, asked: Sequence[Request]) -> list[Dif
     """The requests whose plans differ; both policies decide on this machine's latency."""
     from hybrid.api import Hybrid  # imports the pipeline
     from hybrid.backends import load_models
+    from hybrid.policies.rules import no_signals
 
     models = load_models(first.models.drafter, first.models.refiner)
     is_shared = first.models == second.models
-    with Hybrid(first, models) as one, Hybrid(second, models if is_shared else None) as other:
+    shared = models if is_shared else None
+    with (
+        Hybrid(first, models, signals=no_signals(first)) as one,
+        Hybrid(second, shared, signals=no_signals(second)) as other,
+    ):
         pairs = [(request, _decide(one, request), _decide(other, request)) for request in asked]
     return [
         Difference(place, *pair)

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from hybrid.cli import OK, WRONG_INPUT
 from hybrid.cli.render import printable
-from hybrid.cli.run import Flag, option_name, read_prompt, read_text
+from hybrid.cli.run import Flag, option_name, read_prompt, read_signals, read_text
 from hybrid.cli.terminal import Terminal
 from hybrid.deadline import format_duration
 from hybrid.errors import PolicyError, RequestError
@@ -26,7 +26,9 @@ from hybrid.serialization import to_json
 from hybrid.types import Plan
 
 app = App(name="policy", help="Check, show, explain and compare policies.")
-app.command("hybrid.cli.diff:diff", name="diff")
+app.command(
+    "hybrid.cli.diff:diff", name="diff", help="Compare what two policies decide for requests."
+)
 
 
 @app.command
@@ -113,6 +115,8 @@ def explain(
     steps: int | None = None,
     refine: str | None = None,
     infill: str | None = None,
+    deterministic: Flag = False,
+    signal: list[str] | None = None,
     as_json: Annotated[Flag, Parameter(name="--json")] = False,
 ) -> None:
     """Show what a policy would decide for a prompt, and why not otherwise; answers nothing.
@@ -133,6 +137,10 @@ def explain(
         What the refiner does: one of the modes in docs/refining.md, such as none or verify.
     infill
         A template of the answer with blanks to fill in, written <blank:N> (N tokens).
+    deterministic
+        Plan by the calibrated costs alone: not by what was learned of latency.
+    signal
+        A signal of the application that rules ask for, as NAME=VALUE; may be repeated.
     as_json
         Print one JSON object.
     """
@@ -143,11 +151,12 @@ def explain(
             max_denoising_steps=steps,
             refine=refine,
             infill=infill and read_text(infill.encode(errors="surrogateescape"), "--infill"),
+            deterministic=deterministic,
         )
         request = make_request(read_prompt(prompt, sys.stdin), options)
         from hybrid.api import Hybrid  # imports the pipeline
 
-        with Hybrid.from_policy(policy) as hybrid:
+        with Hybrid.from_policy(policy, signals=read_signals(signal)) as hybrid:
             plan, basis = hybrid.explain(request), hybrid.latency_basis
     except RequestError as error:
         raise RequestError(option_name(error.field), error.given, error.allowed) from error
@@ -167,6 +176,7 @@ def candidates(plan: Plan) -> Table:
     table.add_column("plan", no_wrap=True)
     for name in ("p50", "p95", "quality"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("source", no_wrap=True)
     table.add_column("why not")
     chosen = (plan.label, plan.predicted, "chosen")
     for label, predicted, why in (
@@ -178,6 +188,7 @@ def candidates(plan: Plan) -> Table:
             format_duration(predicted.latency_p50_s),
             format_duration(predicted.latency_p95_s),
             f"{predicted.quality:.2f}",
+            predicted.quality_source,
             why,
             style="bold" if why == "chosen" else None,
         )

@@ -4,7 +4,7 @@ The answer alone goes to stdout, so that it can be piped; how it came about goes
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Annotated, Protocol, TextIO
 
@@ -16,9 +16,10 @@ from hybrid.cli.render import printable
 from hybrid.cli.summary import summary
 from hybrid.cli.terminal import Terminal
 from hybrid.errors import RequestError
+from hybrid.policies.yaml_reader import plain_scalar
 from hybrid.requests import Options, make_request
 from hybrid.serialization import to_json
-from hybrid.types import Event, Request, Result
+from hybrid.types import Event, Request, Result, SignalValue
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
@@ -49,6 +50,8 @@ def run(
     seed: int | None = None,
     max_new_tokens: int | None = None,
     infill: str | None = None,
+    deterministic: Flag = False,
+    signal: list[str] | None = None,
     as_json: Annotated[Flag, Parameter(name="--json")] = False,
     no_live: Flag = False,
 ) -> None:
@@ -67,13 +70,18 @@ def run(
     steps
         Most denoising steps a canvas (max_denoising_steps).
     refine
-        What the refiner does: none, score, best_of, repair, cascade, verify or generate.
+        What the refiner does: none, score, best_of, repair, guide, cascade, verify, rewrite or
+        generate.
     seed
         Repeats an answer; drawn and shown if left out.
     max_new_tokens
         Longest answer in tokens.
     infill
         A template of the answer with blanks to fill in, written <blank:N> (N tokens).
+    deterministic
+        Plan by the calibrated costs alone: not by what was learned of latency.
+    signal
+        A signal of the application that rules ask for, as NAME=VALUE; may be repeated.
     as_json
         Print one JSON object with everything that was decided and measured.
     no_live
@@ -89,12 +97,13 @@ def run(
         infill=None
         if infill is None
         else read_text(infill.encode(errors="surrogateescape"), "--infill"),
+        deterministic=deterministic,
     )
     try:
         request = make_request(read_prompt(prompt, sys.stdin), options)
         from hybrid.api import Hybrid  # the policy library, a tenth of a second
 
-        with Hybrid.from_policy(policy) as hybrid:
+        with Hybrid.from_policy(policy, signals=read_signals(signal)) as hybrid:
             answer(hybrid, request, as_json=as_json, live=not no_live)
     except RequestError as error:
         raise RequestError(option_name(error.field), error.given, error.allowed) from error
@@ -139,6 +148,19 @@ def read_text(data: bytes, field: str) -> str:
         bad = data[error.start : error.start + 1]
         allowed = f"write UTF-8; byte {error.start} is not ({error.reason})"
         raise RequestError(field, bad, allowed) from error
+
+
+def read_signals(given: list[str] | None) -> dict[str, Callable[[Request], SignalValue]]:
+    """`NAME=VALUE` as an application's signals; numbers, true and false are read as such."""
+    signals: dict[str, Callable[[Request], SignalValue]] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise RequestError("--signal", text, "write NAME=VALUE")
+        read = plain_scalar(value)
+        said = value if read is None else read
+        signals[name] = lambda _, said=said: said  # type: ignore[misc]
+    return signals
 
 
 def option_name(field: str) -> str:

@@ -150,3 +150,27 @@ def test_the_documentation_has_a_row_for_every_preset() -> None:
     assert {name: parse_duration(budget) for name, budget in rows.items()} == {
         policy.name: policy.defaults.budget for policy in policies
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("models: {refiner: {}}", "models.refiner: is loaded and never used"),
+        ("models: {refiner: {}}\ndefaults: {refine: {mode: [none, verify]}}", ""),
+        (
+            "models: {refiner: {}}\ndefaults: {refine: {mode: score, scorer: self}}",
+            "models.refiner",
+        ),
+        ("models: {refiner: {}}\ndefaults: {refine: {mode: score}}", ""),
+        ("models: {refiner: {}}\ntasks: {a: {refine: {mode: generate}}}", ""),
+        (
+            "models: {drafter: {}}\ndefaults: {refine: {mode: generate}}",
+            "models.drafter: is",
+        ),
+        ("models: {drafter: {}}\ndefaults: {refine: {mode: verify}}", ""),
+        ("defaults: {budget: 1s}", ""),
+    ],
+)
+def test_a_model_that_is_named_and_never_used_is_noted(text: str, said: str) -> None:
+    notes = parse_policy(f"{HEAD}{text}\n", "p").notes
+    assert [note[: len(said)] for note in notes] == ([said] if said else [])

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from hybrid.api import Hybrid
 from hybrid.errors import PolicyError
 from hybrid.policies.loader import parse_policy
-from hybrid.policies.rules import ask
+from hybrid.policies.rules import ask, check_signals, no_signals
 from hybrid.policies.settings import resolve
 from hybrid.types import Request, Signals
 
@@ -69,3 +70,23 @@ def test_what_no_rule_can_say_is_refused(said: Any, message: str) -> None:
     with pytest.raises(PolicyError, match="rule <lambda>: ") as caught:
         ask(lambda request, signals: said, Request("x"), SIGNALS)
     assert message in str(caught.value)
+
+
+SIGNALLED = parse_policy("version: 1\nrules: [{name: a, when: {signals: {customer: gold}}}]\n", "p")
+
+
+def test_a_rule_on_a_signal_that_nobody_gives_is_an_error() -> None:
+    check_signals(SIGNALLED, ["customer"])
+    check_signals(SIGNALLED, no_signals(SIGNALLED))
+    with pytest.raises(
+        PolicyError, match=r"rules\.0\.when\.signals\.customer: no signal"
+    ) as caught:
+        check_signals(SIGNALLED, ["custmer"])
+    assert "did you mean 'custmer'" in str(caught.value)
+    with pytest.raises(PolicyError):
+        Hybrid(SIGNALLED)
+    Hybrid(SIGNALLED, signals={"customer": lambda request: "gold"}).close()
+
+
+def test_until_the_application_is_known_a_note_says_what_it_must_give() -> None:
+    assert SIGNALLED.notes == ("rules.0.when.signals.customer: must be given by the application",)

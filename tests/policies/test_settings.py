@@ -280,3 +280,18 @@ def test_a_temperature_scales_the_draft_and_is_the_refiners() -> None:
     cold = settle(None, policy="version: 1\n", temperature=0)
     assert 0 < cold.sampler.t_min == cold.sampler.t_max < 0.01
     assert cold.refine.temperature == 0.0
+
+
+def test_the_longest_answer_is_the_requests_then_the_rules_the_tasks_and_the_defaults() -> None:
+    policy = parse_policy(
+        "version: 1\ndefaults: {max_new_tokens: 100}\n"
+        "tasks: {a: {max_new_tokens: 50}, b: {}}\n"
+        "rules: [{name: r, when: {load: {above: 3}}, max_new_tokens: 20}]\n",
+        "p",
+    )
+
+    def longest(task: str, load: int = 0, asked: int | None = None) -> int:
+        signals = Signals(20, task, "given", 9, 0, load=load)
+        return resolve(Request("x", max_new_tokens=asked), signals, policy).max_new_tokens
+
+    assert [longest("b"), longest("a"), longest("a", 4), longest("a", 4, 7)] == [100, 50, 20, 7]

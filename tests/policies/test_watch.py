@@ -56,3 +56,16 @@ def test_a_file_that_goes_away_leaves_the_policy(tmp_path: Path) -> None:
 def test_a_file_must_be_valid_to_start_with(tmp_path: Path) -> None:
     with pytest.raises(PolicyError):
         WatchedPolicy(tmp_path / "missing.yaml")
+
+
+def test_another_file_of_the_same_time_and_size_is_noticed_through_a_link(tmp_path: Path) -> None:
+    texts = {"first": "version: 1\ndescription: one\n", "later": "version: 1\ndescription: two\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+        os.utime(tmp_path / name, ns=(10**18, 10**18))
+    link = tmp_path / "p.yaml"
+    link.symlink_to(tmp_path / "first")
+    watched = WatchedPolicy(link)
+    link.unlink()
+    link.symlink_to(tmp_path / "later")
+    assert watched.current().description == "two"
