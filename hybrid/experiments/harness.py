@@ -58,7 +58,10 @@ class HybridLM(LM):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The conversation itself; the models' own template is applied later."""
+        """The conversation itself; the models' own template is applied later.
+
+        A task's `gen_prefix` is the beginning of the assistant's message, which answers continue.
+        """
         return _CHAT + json.dumps(chat_history)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
@@ -84,8 +87,8 @@ class HybridLM(LM):  # type: ignore[misc]
         for request in track(requests, "scores", disable=disable_tqdm):
             context, continuation = request.args
             refiner = self._scorer()
-            token_ids = refiner.encode(continuation)
             asked = Request(messages=tuple(_messages(context)))
+            token_ids = _continue(refiner, asked.messages[-1], continuation)
             scores = refiner.open(asked, max(1, len(token_ids))).score(token_ids)
             is_greedy = tuple(scores.choices[: len(token_ids)]) == tuple(token_ids)
             found.append((sum(scores.logprobs), is_greedy))
@@ -140,6 +143,15 @@ def _messages(context: str) -> list[Message]:
         return [Message("user", context)]
     turns = json.loads(context.removeprefix(_CHAT))
     return [Message(turn["role"], turn["content"]) for turn in turns]
+
+
+def _continue(refiner: Refiner, last: Message, text: str) -> list[int]:
+    """The tokens of a continuation: after a prefix of the answer (`gen_prefix`), as it goes on."""
+    if last.role != "assistant":
+        return list(refiner.encode(text))
+    before, whole = refiner.encode(last.content), refiner.encode(last.content + text)
+    is_prefix = list(whole[: len(before)]) == list(before)
+    return list(whole[len(before) :]) if is_prefix else list(refiner.encode(text))
 
 
 def _cut(text: str, until: str | Sequence[str]) -> str:

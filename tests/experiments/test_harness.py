@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,6 +75,24 @@ def test_a_local_task_is_run(
     recorded = [json.loads(line) for line in rows.read_text().splitlines()]
     assert sorted(row["doc_id"] for row in recorded) == [*range(6)]
     assert all(row["seconds"] > 0 and row["plan"] for row in recorded)
+
+
+def test_a_prefix_of_the_answer_is_continued() -> None:
+    """`gen_prefix`, as humaneval_instruct has it: the last message is the assistant's."""
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    from hybrid.experiments.harness import HybridLM
+
+    model = HybridLM(policy="refiner_only")
+    turns = [{"role": "user", "content": "add 12 + 34"}, {"role": "assistant", "content": "4"}]
+    context = model.apply_chat_template(turns, add_generation_prompt=False)
+
+    def asked(wanted: object) -> SimpleNamespace:
+        return SimpleNamespace(args=(context, wanted), task_name="t", doc_id=0)
+
+    limits = {"until": ["\n"], "max_gen_toks": 16}
+    assert model.generate_until([asked(limits)], disable_tqdm=True) == ["6"]
+    right, wrong = model.loglikelihood([asked("6"), asked("7")], disable_tqdm=True)
+    assert right[1] and right[0] > -0.1 > wrong[0]
 
 
 @pytest.mark.slow
