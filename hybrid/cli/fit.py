@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from rich.measure import Measurement
 from rich.table import Table
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
@@ -37,13 +38,16 @@ def fit(
     results = read_results(folder)
     fitted = fit_policy(results)
     presets = compare_with_presets(results, fitted)
-    _write(out, fitted.values, [*map(_say, presets.compared)])
+    warnings = [f"warning: {one}" for one in fitted.warnings]
+    _write(out, fitted.values, [*map(_say, presets.compared), *warnings])
     console = Terminal()
     for found in fitted_tables(fitted, presets):
         table = Table(*found.columns, title=found.title)
         for row in found.rows:
             table.add_row(*(row[name] for name in found.columns))
-        console.print(table)
+        # a table that is cut at a terminal's width would leave numbers out
+        width = Measurement.get(console, console.options, table).maximum
+        console.print(table, width=max(width, console.width), crop=False, soft_wrap=True)
         for line in found.lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"{out}: reported on the second half of the items, replayed from {folder}")

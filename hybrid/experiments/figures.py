@@ -19,6 +19,7 @@ from hybrid.experiments.theme import Drawing, Theme, milliseconds, panels
 
 Point = tuple[float, float, Interval]  # a setting, the share of right answers, its interval
 Change = tuple[int, int, int]  # fixed, harmed, answers
+_LEGEND_COLUMNS = 4
 _MANY = 1000  # points, which are drawn smaller than few
 _DIGIT, _GAP = 0.046, 0.045  # of a small axis: the width of a digit, and room between numbers
 
@@ -28,8 +29,9 @@ def curves(
     label: str,
     baseline: Mapping[str, float],
     baseline_name: str,
+    quality: str = "right answers, %",
 ) -> Drawing:
-    """A small plot a task: right answers over a setting, a line a group, with intervals.
+    """A small plot for each task: accuracy over a setting, a line for each group, with intervals.
 
     `baseline` is the accuracy of another policy by task, drawn as a dashed line.
     """
@@ -65,12 +67,13 @@ def curves(
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.tick_params("x", labelsize=7.5)
         figure.supxlabel(label, fontsize=9)
-        figure.supylabel("right answers, %", fontsize=9)
+        figure.supylabel(quality, fontsize=9)
         handles: dict[str, Any] = {}
         for axes in figure.axes:
             handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         figure.legend(
-            list(handles.values()), list(handles), loc="outside upper right", ncols=len(handles)
+            list(handles.values()), list(handles), loc="outside upper left",
+            ncols=min(_LEGEND_COLUMNS, len(handles)),
         )  # fmt: skip
 
     return drawing

@@ -25,16 +25,18 @@ from hybrid.types import DraftParams, RefineMode, plan_label
 # As recorded; cascade is worked out of verify, and the others have answers of their own.
 _MODES = [name for name, mode in MODES.items() if name == "none" or mode.guarantee == "lossless"]
 _LEAST_ITEMS = 4  # of a task, under a plan, in the half that chooses
+_FEW_ITEMS = 10  # below which a choice is mostly chance
 _PRIOR = 2.0
 Plan = tuple[int | None, RefineMode]  # a cap on steps, and a refine mode
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A policy as plain values, and a sentence a task about what was chosen."""
+    """A policy as plain values, by task what was chosen, and what should be looked at."""
 
     values: Mapping[str, Any]
     reasons: Mapping[str, str]
+    warnings: Sequence[str] = ()
 
 
 def halves(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
@@ -48,6 +50,7 @@ def fit(results: Results) -> Fitted:
     tasks: dict[str, Any] = {}
     quality: dict[str, Any] = {}
     reasons: dict[str, str] = {}
+    warnings: list[str] = []
     for task in results.tasks:
         plans = _plans([record for record in chosen_by if record.task == task])
         if (None, "generate") not in plans or all(mode != "none" for _, mode in plans):
@@ -66,6 +69,7 @@ def fit(results: Results) -> Fitted:
         tokens = [record.tokens for found in plans.values() for record in found]
         section["expected_tokens"] = max(1, round(float(np.median(tokens))))
         tasks[task], quality[task] = section, _quality(plans)
+        warnings += _warnings(task, plans)
         reasons[task] = ", ".join(_say(plan, plans[plan]) for plan in front)
     if not tasks:
         message = "no task has both drafts without refining and answers of the refiner alone"
@@ -77,7 +81,18 @@ def fit(results: Results) -> Fitted:
         "tasks": tasks,
         "quality": quality,
     }
-    return Fitted(values, reasons)
+    return Fitted(values, reasons, warnings)
+
+
+def _warnings(task: str, plans: Mapping[Plan, Sequence[Record]]) -> list[str]:
+    """What makes the choice for a task doubtful."""
+    found = []
+    if not any(record.score for records in plans.values() for record in records):
+        found.append(f"{task}: no answer was right under any plan, so latency alone chose")
+    fewest = min(len({record.item for record in records}) for records in plans.values())
+    if fewest < _FEW_ITEMS:
+        found.append(f"{task}: some plans were chosen by {fewest} items only")
+    return found
 
 
 def _plans(records: Sequence[Record]) -> dict[Plan, list[Record]]:
@@ -181,8 +196,8 @@ def _threshold(verified: Sequence[Record]) -> float | None:
         for record in verified
         if record.min_logprob is not None
     ]
-    if not known:
-        return None
+    if not any(right or mended for _, right, mended in known):
+        return None  # any threshold would do, and none is supported by an answer
     candidates = sorted({min(0.0, math.floor(100 * least) / 100) for least, _, _ in known})
 
     def accuracy(threshold: float) -> float:

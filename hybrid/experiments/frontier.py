@@ -17,6 +17,8 @@ from hybrid.experiments.theme import Drawing, Theme, milliseconds
 Points = Sequence[tuple[str, Summary]]  # a label ("" for none) and a policy's numbers
 _WIDE = 4  # the slowest over the fastest, from which a logarithmic axis is easier to read
 _SAME_PLACE = 6.0  # points of a page, the size of a marker, within which labels are joined
+_LEGEND_COLUMNS = 5
+_NAMED = 2  # policies below the axes, as far as there is room
 _BELOW_FRONT = 12.0  # points of accuracy below the front's lowest, under which nothing is drawn
 _SPOTS = (
     (5, 4, "left"), (5, -10, "left"), (-5, 4, "right"), (-5, -10, "right"), (12, -14, "left"),
@@ -24,11 +26,15 @@ _SPOTS = (
 )  # fmt: skip
 
 
-def frontier(groups: Mapping[str, Points]) -> Drawing:
-    """Accuracy against median latency, with intervals and the front of these policies.
+def frontier(
+    groups: Mapping[str, Points],
+    lines: Mapping[str, Sequence[Sequence[Summary]]],
+    quality: str = "right answers, %",
+) -> Drawing:
+    """Accuracy against median latency, with intervals and the Pareto front of these policies.
 
-    Policies of one grid are joined by a line, in the grid's order. A policy far below the front is
-    named at the lower edge.
+    `lines` are the points of a group that are joined: those that differ in one field. A policy far
+    below the front is named at the lower edge.
     """
     everything = [one for points in groups.values() for _, one in points]
     front = pareto(everything)
@@ -40,13 +46,14 @@ def frontier(groups: Mapping[str, Points]) -> Drawing:
             [1e3 * one.p50_s for one in front],
             [100 * one.accuracy for one in front],
             where="post", color=theme.grid, linewidth=7, alpha=0.45, zorder=1,
-            solid_capstyle="round", solid_joinstyle="round", label="front of these policies",
+            solid_capstyle="round", solid_joinstyle="round", label="Pareto front",
         )  # fmt: skip
         labels: list[_Label] = []
         for index, (group, points) in enumerate(groups.items()):
             colour, marker = theme.series(index)
             shown = [one for _, one in points if 100 * one.accuracy >= floor]
-            _series(axes, shown, colour, marker, group)
+            joined = [[one for one in line if one in shown] for line in lines.get(group, ())]
+            _series(axes, shown, joined, colour, marker, group)
             labels += [
                 _Label(label, 1e3 * one.p50_s, 100 * one.accuracy, colour)
                 for label, one in points
@@ -67,35 +74,48 @@ def frontier(groups: Mapping[str, Points]) -> Drawing:
         if hidden:
             names = "; ".join(
                 f"{one.condition}, {100 * one.accuracy:.0f} % in {1e3 * one.p50_s:.0f} ms"
-                for one in hidden
+                for one in hidden[:_NAMED]
             )
+            names += f"; {len(hidden) - _NAMED} more" if len(hidden) > _NAMED else ""
             axes.text(
                 0.99, 0.015, f"below: {names}", transform=axes.transAxes, fontsize=7, ha="right",
-                color=theme.text, alpha=0.75,
+                color=theme.text, alpha=0.75, in_layout=False,
             )  # fmt: skip
         axes.set_xlabel("median latency, ms")
-        axes.set_ylabel("right answers, %")
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.05 if hidden else 0.0))
+        axes.set_ylabel(quality)
+        figure.legend(loc="outside upper left", ncols=min(_LEGEND_COLUMNS, 1 + len(groups)))
         _annotate(figure, axes, theme, labels)
 
     return drawing
 
 
-def _series(axes: Any, points: Sequence[Summary], colour: str, marker: str, name: str) -> None:
-    """One group: its points with both intervals, and a line through them."""
+def _series(
+    axes: Any,
+    points: Sequence[Summary],
+    lines: Sequence[Sequence[Summary]],
+    colour: str,
+    marker: str,
+    name: str,
+) -> None:
+    """One group: its points with both intervals, and its lines."""
     if not points:
         return
     x = np.array([1e3 * one.p50_s for one in points])
     y = np.array([100 * one.accuracy for one in points])
     x_bounds = 1e3 * np.array([one.p50_interval for one in points]).T
     y_bounds = 100 * np.array([one.accuracy_interval for one in points]).T
-    axes.plot(x, y, color=colour, linewidth=1, alpha=0.55, zorder=2)
+    for line in lines:
+        line_x, line_y = [1e3 * one.p50_s for one in line], [100 * one.accuracy for one in line]
+        axes.plot(line_x, line_y, color=colour, linewidth=1, alpha=0.55, zorder=2)
     axes.errorbar(
         x, y, np.maximum([y - y_bounds[0], y_bounds[1] - y], 0),
         np.maximum([x - x_bounds[0], x_bounds[1] - x], 0), fmt="none", ecolor=colour,
         elinewidth=0.9, alpha=0.5, zorder=2,
     )  # fmt: skip
-    axes.plot(x, y, marker, markersize=5.5, color=colour, label=name, zorder=3)
+    axes.plot(
+        x, y, marker, markersize=5.5, color=colour, label=name, zorder=3, alpha=0.8,
+        markeredgecolor=axes.get_facecolor(), markeredgewidth=0.7,  # where markers overlap
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +134,7 @@ def _annotate(figure: Figure, axes: Any, theme: Theme, labels: Sequence[_Label])
     The table of policies names every point.
     """
     figure.draw_without_rendering()  # settles the layout, so that positions in pixels are known
-    legend = axes.get_legend()
-    taken = [legend.get_window_extent()] if legend else []
+    taken: list[Any] = []
     marks = [axes.transData.transform((one.x, one.y)) for one in labels]
     halo = [withStroke(linewidth=2, foreground=theme.background)]
     for label in _joined([one for one in labels if one.text], axes, _SAME_PLACE * figure.dpi / 72):

@@ -16,6 +16,7 @@ from hybrid.experiments.figures import (
     steps_histogram,
 )
 from hybrid.experiments.frontier import frontier
+from hybrid.experiments.grids import grid_lines
 from hybrid.experiments.records import Record
 from hybrid.experiments.reliability import reliability
 from hybrid.experiments.summary import Results, Summary
@@ -48,10 +49,15 @@ def pictures(
         if group in chosen
     }
     if any(groups.values()):
+        joined: dict[str, list[list[Summary]]] = {}
+        for line in grid_lines(results):
+            known = [summaries[one] for one in line.conditions if summaries[one].is_known]
+            joined.setdefault(line.group, []).append(known)
         yield (
-            "frontier", "Right answers against median latency, with 95 % intervals of both; "
-            f"{_asked({'': summaries})} a point. Labels are the values that a policy was varied "
-            "over.", frontier(groups), (8.4, 5.0),
+            "frontier", f"{_title(results)} against median latency, with 95 % intervals of both; "
+            f"{_asked({'': summaries})} a point. Labels are the values of a grid's fields; lines "
+            "join policies that differ in one numeric field.",
+            frontier(groups, joined, _axis(results)), (8.4, 5.0),
         )  # fmt: skip
     yield from _curves(results, by_task)
     drafted = [r for r in results.everything if r.max_steps is not None and r.canvases]
@@ -84,6 +90,15 @@ def pictures(
         )  # fmt: skip
 
 
+def _title(results: Results) -> str:
+    return "Right answers" if results.is_right_or_wrong else "Mean score"
+
+
+def _axis(results: Results) -> str:
+    """What an axis of accuracy is called: of scores between 0 and 1, the mean."""
+    return f"{_title(results).lower()}, %"
+
+
 def _asked(by_task: ByTask) -> str:
     """How many requests the numbers of a policy are of."""
     counts = [one.count for found in by_task.values() for one in found.values() if one.count]
@@ -92,7 +107,7 @@ def _asked(by_task: ByTask) -> str:
 
 
 def _curves(results: Results, by_task: ByTask) -> Iterator[Picture]:
-    """Quality over every numeric field that a grid went over, all its grids in one picture."""
+    """Quality over every numeric field of a grid, with all grids over a field in one figure."""
     baseline = results.manifest["baseline"]
     alone = {
         task: found[baseline].accuracy
@@ -100,9 +115,15 @@ def _curves(results: Results, by_task: ByTask) -> Iterator[Picture]:
         if baseline in found and found[baseline].count
     }
     by_path: dict[str, dict[str, dict[str, list[Point]]]] = {}
-    for group, path, lines_by_task in _grids(results, by_task):
-        for task, points in lines_by_task.items():
-            by_path.setdefault(path, {}).setdefault(task, {})[group] = points
+    for line in grid_lines(results):
+        for task, found in by_task.items():
+            points = [
+                (value, found[one].accuracy, found[one].accuracy_interval)
+                for value, one in zip(line.values, line.conditions, strict=True)
+                if one in found and found[one].count
+            ]
+            if points:
+                by_path.setdefault(line.path, {}).setdefault(task, {})[line.label] = points
     for path, lines in by_path.items():
         name = path.split(".")[-1]
         label = f"{name}, {_UNITS[name]}" if name in _UNITS else name
@@ -114,10 +135,10 @@ def _curves(results: Results, by_task: ByTask) -> Iterator[Picture]:
         )
         yield (
             f"quality-{name}",
-            f"Right answers by task against {path}, with 95 % intervals; "
+            f"{_title(results)} by task against {path}, with 95 % intervals; "
             f"{_asked(by_task)} a point.",
-            curves(lines, label, {} if is_varied else alone, baseline),
-            (8.4, 1.3 + 1.55 * rows),
+            curves(lines, label, {} if is_varied else alone, baseline, _axis(results)),
+            (8.4, 1.5 + 1.55 * rows),
         )  # fmt: skip
 
 
@@ -150,27 +171,6 @@ def _changes(
         "(\N{MINUS SIGN}); a dot where none was.",
         fix_harm_matrix(changes), (8.4, 1.2 + 0.27 * len(refined)),
     )  # fmt: skip
-
-
-def _grids(results: Results, by_task: ByTask) -> Iterator[tuple[str, str, dict[str, list[Point]]]]:
-    """Every grid over one numeric field: group, path, and the points by task."""
-    for group, conditions in results.groups().items():
-        paths = {path for condition in conditions for path in results.values(condition)}
-        if len(paths) != 1 or len(conditions) < 2:
-            continue
-        (path,) = paths
-        found: dict[str, list[Point]] = defaultdict(list)
-        for condition in conditions:
-            value = results.values(condition)[path]
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                break
-            for task, summaries in by_task.items():
-                one = summaries.get(condition)
-                if one is not None and one.count:
-                    found[task].append((value, one.accuracy, one.accuracy_interval))
-        else:
-            if found:
-                yield group, path, {task: sorted(points) for task, points in found.items()}
 
 
 def _steps(records: Sequence[Record]) -> tuple[int, dict[str, list[int]]]:

@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader
 
 from hybrid.errors import CheckpointError
 from hybrid.experiments.fit import fit
+from hybrid.experiments.grids import grid_lines
 from hybrid.experiments.pictures import ByTask, pictures
 from hybrid.experiments.preset_comparison import compare_with_presets
 from hybrid.experiments.summary import (
@@ -121,15 +122,12 @@ def _page(
 
 
 def _parallelism(results: Results, summaries: Mapping[str, Summary]) -> Iterator[tuple[str, float]]:
-    """AUP of every grid over denoising steps."""
-    for group, conditions in results.groups().items():
-        if len(conditions) > 1 and all(
-            _STEPS in path for condition in conditions for path in results.values(condition)
-        ):
-            found = [summaries[condition] for condition in conditions if summaries[condition].count]
-            if found:
-                points = [(one.tokens_per_forward, 100 * one.accuracy) for one in found]
-                yield group, area_under_parallelism(points)
+    """AUP of every line of a grid along which denoising steps vary."""
+    for line in grid_lines(results):
+        found = [summaries[one] for one in line.conditions if summaries[one].count]
+        if line.path.endswith(_STEPS) and found:
+            points = [(one.tokens_per_forward, 100 * one.accuracy) for one in found]
+            yield line.label, area_under_parallelism(points)
 
 
 def _embed(file: Path) -> str:

@@ -91,6 +91,11 @@ class Results:
         return [record for records in self.records.values() for record in records]
 
     @property
+    def is_right_or_wrong(self) -> bool:
+        """Whether every score is 0 or 1; if not, accuracies are mean scores."""
+        return all(record.score in (0, 1, None) for record in self.everything)
+
+    @property
     def tasks(self) -> list[str]:
         """Tasks in the order of the records."""
         return list(dict.fromkeys(record.task for record in self.everything))

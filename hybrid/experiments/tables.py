@@ -104,7 +104,7 @@ def all_tables(
         [f"AUP of the grid {group}: {area:.1f}" for group, area in aup.items()],
     )
     yield Table(
-        "Right answers by task, %",
+        f"{'Right answers' if results.is_right_or_wrong else 'Mean scores'} by task, %",
         "",
         [
             {
@@ -132,6 +132,7 @@ def fitted_tables(fitted: Fitted, presets: PresetComparisons) -> list[Table]:
             "is expected before any answer counts as two answers more: of plans that were equally "
             "often right, a slower one stays if more is expected of it.",
             chosen,
+            [f"warning: {one}" for one in fitted.warnings],
         ),
         Table(
             "The fitted policy against presets",
@@ -157,7 +158,7 @@ def _preset_row(one: PresetComparison) -> Row:
         "difference, points": f"{100 * one.found.difference:+.1f} ({low:+.1f} to {high:+.1f})",
         "p95": format_duration(one.preset.p95_s),
         "fitted ": format_duration(one.fitted.p95_s),
-        "ratio": f"{one.ratio:.2f} ({short:.2f} to {long:.2f})",
+        "p95 ratio, fitted over preset": f"{one.ratio:.2f} ({short:.2f} to {long:.2f})",
         "p50": format_duration(one.preset.p50_s),
         "fitted  ": format_duration(one.fitted.p50_s),
         "budget": format_duration(one.budget_s),
@@ -171,7 +172,7 @@ def _quality(one: Summary, results: Results) -> Row:
     return {
         "policy": one.condition,
         "requests": requests,
-        "right": _share(one),
+        "right" if results.is_right_or_wrong else "mean score": _share(one),
         "p50": _time(one.p50_s, one.p50_interval),
         "p95": _time(one.p95_s, one.p95_interval),
         "in time": _per_cent(one.in_time, 1),

@@ -81,6 +81,7 @@ class Theme:
             "font.size": 9,
             "axes.titlesize": 9,
             "axes.titlelocation": "left",
+            "svg.hashsalt": self.name,  # the same file for the same figure
             "legend.frameon": False,
             "legend.fontsize": 8,
         }
@@ -107,7 +108,10 @@ Drawing = Callable[[Figure, Theme], None]
 
 
 def draw(drawing: Drawing, size: tuple[float, float], file: Path) -> list[Path]:
-    """Both versions of a picture, as `NAME-light.png` and `NAME-dark.png`; `size` in inches."""
+    """A figure for light and dark pages, as `NAME-light.png` and `NAME-dark.png`; `size` in inches.
+
+    Beside each PNG is the same figure as SVG, which is not returned.
+    """
     written = []
     for theme in THEMES:
         with matplotlib.rc_context(theme.settings()):
@@ -115,6 +119,7 @@ def draw(drawing: Drawing, size: tuple[float, float], file: Path) -> list[Path]:
             drawing(figure, theme)
             path = file.with_name(f"{file.name}-{theme.name}.png")
             figure.savefig(path, dpi=DPI, metadata={"Software": None})
+            figure.savefig(path.with_suffix(".svg"), dpi=DPI, metadata={"Date": None})
             written.append(path)
     return written
 

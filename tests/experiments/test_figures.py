@@ -39,29 +39,45 @@ def crowded() -> Figure:
     """Twelve policies within a millisecond and two points, and one far away."""
     points = [(f"{n} steps", summary(f"d {n}", 0.010 + 1e-4 * n, 80 + n % 3)) for n in range(12)]
     far = ("", summary("rewrite", 0.09, 0))
-    return drawn(frontier({"draft": points, "rewrite": [far]}))
+    return drawn(
+        frontier({"draft": points, "rewrite": [far]}, {"draft": [[one for _, one in points]]})
+    )
 
 
 def test_labels_of_points_overlap_neither_each_other_nor_the_legend(crowded: Figure) -> None:
     (axes,) = crowded.axes
     notes = [text for text in axes.texts if isinstance(text, Annotation)]
-    legend = axes.get_legend()
-    assert legend is not None
+    (legend,) = crowded.legends
     boxes = [note.get_window_extent() for note in notes] + [legend.get_window_extent()]
     assert len(notes) >= 4
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
+def test_the_legend_covers_nothing_that_is_drawn(crowded: Figure) -> None:
+    (axes,), (legend,) = crowded.axes, crowded.legends
+    assert not legend.get_window_extent().overlaps(axes.bbox)
+
+
+def test_lines_join_what_differs_in_one_field_only() -> None:
+    points = [(f"{n}", summary(f"d {n}", 0.010 + 1e-3 * n, 80 + n)) for n in range(4)]
+    found = [one for _, one in points]
+    (axes,) = drawn(frontier({"draft": points}, {"draft": [found[:2], found[2:]]})).axes
+    joined = [
+        line for line in axes.lines if line.get_linestyle() == "-" and line.get_alpha() == 0.55
+    ]
+    assert [len(line.get_xdata()) for line in joined] == [2, 2]  # type: ignore[arg-type]
+
+
 def test_points_that_lie_on_each_other_share_a_label() -> None:
     points = [(f"{n}", summary(f"d {n}", 0.010 + 1e-6 * (n % 3), 80)) for n in range(3)]
     apart = [("9", summary("d 9", 0.02, 90))]
-    (axes,) = drawn(frontier({"draft": [*points, *apart], "other": [("x", points[0][1])]})).axes
+    (axes,) = drawn(frontier({"draft": [*points, *apart], "other": [("x", points[0][1])]}, {})).axes
     assert [text.get_text() for text in axes.texts] == ["0, 1, 2", "9", "x"]
 
 
 def test_the_latency_axis_is_where_the_points_are() -> None:
     points = [(f"{n}", summary(f"d {n}", 0.010 + 1e-3 * n, 80)) for n in range(3)]
-    (axes,) = drawn(frontier({"draft": points})).axes
+    (axes,) = drawn(frontier({"draft": points}, {})).axes
     low, high = axes.get_xlim()
     assert 9 < low < 10 and 12 < high < 13
 

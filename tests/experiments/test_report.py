@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from hybrid.errors import CheckpointError
+from hybrid.experiments.grids import grid_lines
 from hybrid.experiments.records import Record, read_records, recording
 from hybrid.experiments.report import write_report
 from hybrid.experiments.summary import (
@@ -225,3 +226,30 @@ def test_a_folder_without_its_own_records_is_said(run_small: Run) -> None:
         pass
     with pytest.raises(CheckpointError, match="no records of this experiment"):
         write_report(where)
+
+
+def test_a_grid_over_two_fields_has_a_curve_for_each_and_an_area_for_each_line(
+    run_small: Run,
+) -> None:
+    steps = "vary: {defaults.draft.max_denoising_steps: [1, 2, 4]"
+    where = run_small(TEXT.replace(steps, f"{steps}, defaults.draft.entropy_bound: [0.1, 0.3]"))
+    lines = [(line.label, line.values) for line in grid_lines(read_results(where))]
+    assert lines[:2] == [
+        ("draft, entropy_bound=0.1", (1, 2, 4)),
+        ("draft, entropy_bound=0.3", (1, 2, 4)),
+    ]
+    assert lines[2] == ("draft, max_denoising_steps=1", (0.1, 0.3)) and len(lines) == 5
+    write_report(where)
+    drawn = {file.name for file in (where / "figures").iterdir()}
+    for name in ("frontier", "quality-max_denoising_steps", "quality-entropy_bound"):
+        themes = (f"{name}-light", f"{name}-dark")
+        assert {f"{one}.{kind}" for one in themes for kind in ("png", "svg")} <= drawn
+    aup = json.loads((where / "summary.json").read_text())["aup"]
+    assert set(aup) == {"draft, entropy_bound=0.1", "draft, entropy_bound=0.3"}
+
+
+def test_scores_between_are_not_called_right_answers(run_small: Run) -> None:
+    where = run_small(TEXT.replace("{file: items.jsonl}", "{file: items.jsonl, scorer: chrf}"))
+    page = write_report(where).read_text()
+    assert "Mean score against median latency" in page and "mean score" in page
+    assert "Right answers against" not in page
