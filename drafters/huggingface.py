@@ -5,6 +5,7 @@ that a disagreement between the two is a mistake in one of the model stacks.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.drafters.diffusion_gemma import DiffusionGemmaDrafter, read_params
 from hybrid.errors import CheckpointError
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.reference.huggingface import load_hf_reference, require_float
+from hybrid.gemma.reference.huggingface import load_hf_reference, require_finite, require_float
 from hybrid.types import Activations
 
 
@@ -75,8 +76,9 @@ class TransformersModel:
         )
         for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
             ids = token_ids[index : index + 1, :length]
-            output = encoder(input_ids=ids, past_key_values=cache[row])
-            hidden[index, :length] = output.last_hidden_state[0]
+            run = partial(encoder, input_ids=ids, past_key_values=cache[row])
+            hidden[index, :length] = run().last_hidden_state[0]
+            require_finite(hidden[index, :length], encoder, run, causal=True)
         return hidden
 
     def read(
@@ -99,10 +101,11 @@ class TransformersModel:
         states = []
         for index, row in enumerate(rows):
             self._signal = soft_embedding[index : index + 1]
-            output = self._model.model.decoder(
-                decoder_input_ids=canvas_ids[index : index + 1], past_key_values=cache[row]
-            )
-            states.append(output.last_hidden_state)
+            decoder = self._model.model.decoder
+            canvas = canvas_ids[index : index + 1]
+            run = partial(decoder, decoder_input_ids=canvas, past_key_values=cache[row])
+            states.append(run().last_hidden_state)
+            require_finite(states[-1], decoder, run, causal=False)
         return self.logits(torch.cat(states))
 
     def logits(self, hidden: Tensor) -> Tensor:

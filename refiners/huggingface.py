@@ -7,6 +7,7 @@ cache's kind, still hide what lies outside the window.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +19,13 @@ from hybrid.errors import CheckpointError
 from hybrid.gemma.checkpoint.foreign import refuse_foreign
 from hybrid.gemma.config import read_end_token_ids
 from hybrid.gemma.fields import Fields
-from hybrid.gemma.reference.huggingface import CLASSES, load_hf_reference, placement, require_float
+from hybrid.gemma.reference.huggingface import (
+    CLASSES,
+    load_hf_reference,
+    placement,
+    require_finite,
+    require_float,
+)
 from hybrid.gemma.reference.trust import refuse_foreign_code
 from hybrid.refiners.gemma import GemmaRefiner
 from hybrid.types import Activations
@@ -83,9 +90,12 @@ class TransformersCausal:
         self, token_ids: Tensor, lengths: Sequence[int], cache: FullCache, rows: Sequence[int]
     ) -> Tensor:
         """See `GemmaModel.encode`."""
-        output = self._decoder(input_ids=token_ids, past_key_values=cache.layers, use_cache=True)
+        run = partial(
+            self._decoder, input_ids=token_ids, past_key_values=cache.layers, use_cache=True
+        )
+        hidden: Tensor = run().last_hidden_state
+        require_finite(hidden, self._decoder, run, causal=True)
         cache.length += token_ids.shape[1]
-        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from hybrid.gemma.compiled.programs import MAX_ROWS, AttentionInputs, kinds_of
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.model.cache import AttentionMetadata, Cache, default_spare
 from hybrid.gemma.model.gemma import GemmaModel, load_model
+from hybrid.gemma.model.overflow import is_finite
 from hybrid.gemma.model.weights import GemmaWeights
 from hybrid.kernels.accept import FREE
 from hybrid.kernels.canvas_statistics import CanvasStatistics
@@ -57,7 +58,7 @@ class CompiledModel(GemmaModel):
         rows: Sequence[int],
     ) -> CanvasStatistics | None:
         """A denoising pass as `denoise` takes it and `canvas_statistics_torch` on its logits; None
-        if there is no program for that.
+        if there is no program for that, or if what it gives are no numbers.
         """
         parts, tokens = _parts(len(rows)), canvas_ids.shape[1]
         names = [judging_program(size) for size in parts]
@@ -72,17 +73,18 @@ class CompiledModel(GemmaModel):
         given = canvas_ids, soft_embedding, temperature, bound, fixed_ids
         places = self._canvas_places(metadata, parts, cache)
         try:
-            if len(parts) == 1:
-                return CanvasStatistics(*self._programs[names[0]]([*given, *places[0]]))
             pieces = [tensor.split_with_sizes(parts) for tensor in given]
-            judged = [
+            found = [
                 self._programs[name]([*own, *place])
                 for name, *own, place in zip(names, *pieces, places, strict=True)
             ]
         except LibraryError as error:
             self._give_up(error)
             return None
-        return CanvasStatistics(*map(torch.cat, zip(*judged, strict=True)))
+        whole = found[0] if len(parts) == 1 else map(torch.cat, zip(*found, strict=True))
+        statistics = CanvasStatistics(*whole)
+        # An uncompiled pass says in which layer activations overflow.
+        return statistics if is_finite(statistics.mean_entropy) else None
 
     def renoise(
         self, p: Tensor, accepted: Tensor, seeds: Sequence[int], canvas: int, step: int
@@ -125,6 +127,8 @@ class CompiledModel(GemmaModel):
         except LibraryError as error:
             self._give_up(error)
             return super()._run(x, metadata, cache, is_whole)
+        if is_whole and not is_finite(outputs[0]):
+            return super()._run(x, metadata, cache, is_whole)  # which raises, with the layer
         return outputs[0]
 
     def _canvas_places(

@@ -18,6 +18,7 @@ from hybrid.gemma.checkpoint.tensors import FLOATS, Checkpoint
 from hybrid.gemma.config import GemmaConfig, Rope
 from hybrid.gemma.model.cache import AttentionMetadata, Cache, default_spare, to_ints
 from hybrid.gemma.model.layer import MANY_TOKENS, Layer, Rotation
+from hybrid.gemma.model.overflow import is_finite, overflow_error
 from hybrid.gemma.model.weights import GemmaWeights, read_weights
 from hybrid.kernels.arithmetic import constant, gelu_gate_torch
 from hybrid.kernels.head import head_torch
@@ -156,7 +157,22 @@ class GemmaModel:
     def _run(
         self, x: Tensor, metadata: AttentionMetadata, cache: Cache, is_whole: bool = True
     ) -> Tensor:
-        """``x`` [R, T, H] through all layers, or up to the last layer's keys and values."""
+        """``x`` [R, T, H] through all layers, or up to the last layer's keys and values.
+
+        Raises BackendError, with the layer, for activations that overflow.
+        """
+        output = x
+        for output in self._outputs(x, metadata, cache, is_whole):  # noqa: B007 - the last counts
+            pass
+        if not is_finite(output):
+            raise overflow_error(metadata.causal, self._outputs(x, metadata, cache, is_whole))
+        return output
+
+    def _outputs(
+        self, x: Tensor, metadata: AttentionMetadata, cache: Cache, is_whole: bool
+    ) -> Iterator[Tensor]:
+        """The input of the first layer and the output of every one."""
+        yield x
         spans = cache.spans(metadata)
         rotations = self._rotations(metadata)
         is_few = len(x) * metadata.tokens < MANY_TOKENS
@@ -169,7 +185,7 @@ class GemmaModel:
             weights = layer.weights
             scalar = weights.encode_scalar if metadata.causal else weights.denoise_scalar
             x = layer.feed_forward(x, scalar, is_few)
-        return x
+            yield x
 
     def _rotations(self, metadata: AttentionMetadata) -> dict[Rope, Rotation]:
         """The pass's rotations, kept for the next one: a canvas stays where it is step by step."""

@@ -4,6 +4,7 @@ transformers reads neither published spelling of NVFP4 on a CPU, so quantized ma
 here, by the same reader as the native stack's; everything after that is transformers.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hybrid.gemma.checkpoint.foreign import refuse_foreign
 from hybrid.gemma.checkpoint.nvfp4 import MatrixReader, read_convention
 from hybrid.gemma.checkpoint.tensors import FLOATS, Checkpoint
 from hybrid.gemma.fields import Fields
+from hybrid.gemma.model.overflow import is_finite, overflow_error
 from hybrid.gemma.reference.trust import refuse_foreign_code
 from hybrid.types import Activations
 
@@ -71,6 +73,29 @@ def require_float(activations: Activations) -> None:
     if activations != "float":
         missing = "it multiplies by activations as they are: activations must be float"
         raise CapabilityError(f"activations: {activations}", "transformers", missing)
+
+
+def require_finite(hidden: Tensor, stack: nn.Module, run: Callable[[], Any], causal: bool) -> None:
+    """Raise BackendError, with the layer, for hidden states that are no numbers.
+
+    `run` repeats the pass through `stack.layers`.
+    """
+    if is_finite(hidden):
+        return
+    outputs: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [
+        layer.register_forward_hook(keep) for layer in stack.get_submodule("layers").children()
+    ]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    raise overflow_error(causal, [outputs[0].new_zeros(1), *outputs])
 
 
 class _Reader:
