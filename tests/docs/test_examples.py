@@ -24,7 +24,7 @@ ANSWERS = {
         "who: cora; with: hugo; day: friday; place: cafe; topic: none; count: none"
     ),
 }
-MINUTES = {"calibrate", "compile", "demo", "doctor"}
+MINUTES = {"calibrate", "compile", "demo", "doctor", "prove", "serve"}
 NEEDS_FILES = {"experiment", "fit", "inspect", "quantize"}  # only tutorials show theirs
 COMMANDS = sorted({(page_name(page), *words) for page in PAGES for words in commands(page)})
 
