@@ -15,9 +15,9 @@ from hybrid.errors import Overloaded
 
 _SMOOTHING = 1 / 32  # weight of the latest interval
 _MAX_OUTLIER = 8.0  # an interval counts as at most so many times the average
-_MIN_RETRY_S = 1e-3
+_MIN_RETRY_S, _MAX_RETRY_S = 1e-3, 60.0
 _TOLERANCE_S = 1e-6  # of rounding
-_BUDGET_SHARE = 0.9  # of the budget that a prediction may take; the rest is for its error
+_BUDGET_SHARE = 0.8  # of the budget that a prediction may take; the rest is for its error
 
 
 class ServiceRate:
@@ -55,11 +55,17 @@ class Admission:
         self._rate, self._clock, self._lock = ServiceRate(concurrency), clock, Lock()
         self._due_at: list[float] = []  # of the requests in flight, sorted
         self._last_at = clock()  # when the last answer left, or the first request came after it
+        self._retry_at = clock()  # when whoever was refused last was told to come back
 
     @property
     def in_flight(self) -> int:
         """How many requests are being answered."""
         return len(self._due_at)
+
+    def check(self, deadline: Deadline, service_s: float) -> None:
+        """Raise Overloaded for a request that would be refused now."""
+        with self._lock:
+            self._check(deadline.expires_at, service_s)
 
     def predicted_wait_s(self, deadline: Deadline, service_s: float) -> float:
         """How long others would keep a request waiting that takes `service_s` alone."""
@@ -101,7 +107,14 @@ class Admission:
             if self._answered_s(index - 1, service_s) <= left_s + _TOLERANCE_S:  # not late yet
                 late_s = max(late_s, self._answered_s(index, service_s) - left_s)
         if late_s > _TOLERANCE_S:
-            raise Overloaded(answered_s - service_s, max(late_s, _MIN_RETRY_S), len(self._due_at))
+            retry_after_s = self._retry_after_s(now, late_s, service_s)
+            raise Overloaded(answered_s - service_s, retry_after_s, len(self._due_at))
+
+    def _retry_after_s(self, now: float, late_s: float, service_s: float) -> float:
+        """When to come back: each later than the one before, so that not all come at once."""
+        interval_s = self._rate.interval_s(len(self._due_at) + 1, service_s)
+        self._retry_at = max(now + late_s, self._retry_at + interval_s)
+        return min(max(self._retry_at - now, _MIN_RETRY_S), _MAX_RETRY_S)
 
     def _answered_s(self, position: int, service_s: float) -> float:
         """Seconds until the request at this position of the line, from 0, is answered."""

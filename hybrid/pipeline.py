@@ -113,6 +113,8 @@ class Pipeline:
         the policy says `on_deadline: fail`, and BackendError if no answer could be had at all.
         """
         started = time.monotonic() if started is None else started
+        if request.budget_s is not None:  # a refusal should cost less than a plan
+            self.capacity.admission.check(Deadline.after(request.budget_s, started), 0.0)
         state = RequestState(self._phrased(request), started, *self.plan(request))
         state.prompt_format = self.models.prompt_format
         state.finish("plan")
