@@ -67,12 +67,6 @@ class Admission:
         with self._lock:
             self._check(deadline.expires_at, service_s)
 
-    def predicted_wait_s(self, deadline: Deadline, service_s: float) -> float:
-        """How long others would keep a request waiting that takes `service_s` alone."""
-        with self._lock:
-            position = bisect(self._due_at, deadline.expires_at)
-            return self._answered_s(position, service_s) - service_s
-
     @contextmanager
     def admitted(self, deadline: Deadline, service_s: float) -> Iterator[None]:
         """In flight inside the block; raises Overloaded, with the wait, where it cannot be.

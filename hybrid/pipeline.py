@@ -49,6 +49,8 @@ from hybrid.types import (
     SignalValue,
 )
 
+# Of the budget: under load, a draft of one step takes some ten times as long as alone.
+_FALLBACK_SHARE, _AFTER_SHARE = 0.1, 0.01
 _NO_TIME = "no time was left to refine: the draft stands"
 _NO_TIME_TO_WRITE = "no time was left for the refiner to write"
 log = logging.getLogger(__name__)
@@ -165,16 +167,12 @@ class Pipeline:
         )
         said = ask(custom.rule, request, signals) if custom.rule else None
         quality = {**self.models.quality, **self.policy.quality}
-        latency, wait_s = self.latency, 0.0
-        if not is_deterministic:
-            latency = self.history.latency if self.history else self.latency
-            budget = Deadline.after(request.budget_s)
-            wait_s = self.capacity.admission.predicted_wait_s(budget, self._least_s(signals))
-        return signals, plan(request, signals, self.policy, latency, quality, said, wait_s)
+        latency = self.latency if is_deterministic else self._latency_now
+        return signals, plan(request, signals, self.policy, latency, quality, said)
 
     def _least_s(self, signals: Signals) -> float:
         """Seconds of the least answer: a draft of one step, or a token where nothing drafts."""
-        latency = self.history.latency if self.history else self.latency
+        latency = self._latency_now
         if self.models.drafter is None:
             return latency.read(signals.prompt_tokens).p50_s
         return latency.draft(signals.prompt_tokens, 1, 1, 1).p50_s
@@ -201,13 +199,14 @@ class Pipeline:
     def _refine(self, state: RequestState, deadline: Deadline, emit: Emit | None) -> None:
         """Evaluate and improve the draft; whatever goes wrong here, the draft stands."""
         if state.plan.refine.mode != "none":
-            # A pass cannot be interrupted, so one that would end too late does not start.
-            latest = deadline.earlier(self._pass_s(state))
-            started = time.monotonic()
-            if self.capacity.refining.acquire(latest):
-                state.waiting_s += time.monotonic() - started
+            asked = time.monotonic()
+            if self.capacity.refining.acquire(deadline.earlier(self._reserve_s(state))):
+                started = time.monotonic()
+                state.waiting_s += started - asked
                 try:
-                    self._run_refiner(state, deadline, emit)
+                    # What follows the last token (checks, the result) takes time as well.
+                    after_s = _AFTER_SHARE * (state.plan.budget_s or 0.0)
+                    self._run_refiner(state, deadline.earlier(after_s), emit)
                 finally:
                     self.capacity.refining.release()
             else:
@@ -275,11 +274,25 @@ class Pipeline:
             raise DeadlineExceeded(f"nothing was written within {state.plan.budget_s} s")
         raise BackendError("answer", "the models wrote nothing: the answer is empty")
 
-    def _pass_s(self, state: RequestState) -> float:
-        """Seconds that the refiner's first pass over prompt and draft is expected to take."""
-        latency = self.history.latency if self.history else self.latency
+    def _reserve_s(self, state: RequestState) -> float:
+        """How long before the deadline refining must begin to be worth it.
+
+        A pass cannot be interrupted, so one that would end too late does not start. Without a draft
+        there must be time left for one afterwards.
+        """
+        latency = self._latency_now
         tokens = len(state.draft.token_ids) if state.draft else 0
-        return latency.read(state.signals.prompt_tokens + tokens).p50_s
+        pass_s = latency.read(state.signals.prompt_tokens + tokens).p50_s
+        reserve_s = max(1.0, latency.slowdown) * pass_s
+        if state.draft is None and self.models.drafter is not None:
+            least_s = self._least_s(state.signals)
+            reserve_s += max(2 * least_s, _FALLBACK_SHARE * (state.plan.budget_s or 0.0))
+        return reserve_s
+
+    @property
+    def _latency_now(self) -> LatencyModel:
+        """What predictions rest on."""
+        return self.history.latency if self.history else self.latency
 
     def _refine_context(
         self, state: RequestState, draft: Draft, deadline: Deadline, on_tokens: OnTokens | None

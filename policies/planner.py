@@ -26,19 +26,16 @@ def plan(
     latency: LatencyModel,
     quality: Mapping[str, QualitySection],
     said: RuleSection | None = None,
-    wait_s: float = 0.0,
 ) -> Plan:
     """The best plan within the budget; raises RequestError for overrides that cannot be followed.
 
     `quality` holds measured accuracies by task, `said` is a rule for this request alone. Of equal
     plans the fastest is taken. If none fits at p95, the fastest is taken: the deadline then cuts it
-    short if it must. `wait_s` is how long others will keep the request waiting, as the queue
-    foresees it; the latency model's own waits are counted within it.
+    short if it must.
     """
-    wait_s = max(0.0, wait_s - latency.draft_wait.p50_s)
     settings = resolve(request, signals, policy, said)
     candidates = list_candidates(settings, signals, latency, quality.get(signals.task or ""))
-    budget = math.inf if settings.budget_s is None else settings.budget_s - wait_s
+    budget = math.inf if settings.budget_s is None else settings.budget_s
     best = _best(candidates, budget)
     rule = settings.decided_by
     if best is None:
@@ -50,16 +47,10 @@ def plan(
         refine=replace(settings.refine, mode=chosen.mode),
         max_new_tokens=settings.max_new_tokens,
         budget_s=settings.budget_s,
-        predicted=_after(wait_s, chosen.predicted),
+        predicted=chosen.predicted,
         rule=rule,
         rejected=Rejections(candidates, best, budget),
     )
-
-
-def _after(wait_s: float, predicted: Prediction) -> Prediction:
-    """The prediction with a wait before it."""
-    p50_s, p95_s = predicted.latency_p50_s + wait_s, predicted.latency_p95_s + wait_s
-    return replace(predicted, latency_p50_s=p50_s, latency_p95_s=p95_s)
 
 
 def _best(candidates: Candidates, budget: float) -> int | None:
