@@ -27,6 +27,7 @@ from hybrid.errors import RequestError
 if TYPE_CHECKING:
     from hybrid.experiments.replay import Replayed
     from hybrid.experiments.runner import Trial
+    from hybrid.experiments.scorers import Scorers
 
 app = App(name="experiment", help="Measure policies: run, replay, report.")
 
@@ -55,13 +56,17 @@ def run(
     from hybrid.experiments.manifest import build_manifest
     from hybrid.experiments.records import MANIFEST, read_manifest, recording
     from hybrid.experiments.runner import Pipelines, list_trials, run_trials
-    from hybrid.experiments.scorers import LIKELIHOOD, Scorers
+    from hybrid.experiments.sandbox import confine
+    from hybrid.experiments.scorers import CODE, LIKELIHOOD, Scorers
 
     experiment, document = load_experiment(file)
     conditions = list_conditions(experiment, document, file.parent)
     scorers = Scorers(file.parent)
     items = list_items(experiment.tasks, document, file.parent, scorers)
     trials = list_trials(conditions, items, experiment.seeds, experiment.repeats)
+    lacking = confine.missing() if any(item.scorer == CODE for item in items) else []
+    for one in lacking:
+        Terminal(stderr=True).print(f"warning: code is scored without {one}", soft_wrap=True)
     folder = out or Path("runs") / experiment.name
     before = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
     pipelines = Pipelines(folder, before.get("costs"))
@@ -69,10 +74,9 @@ def run(
         todo = _unrecorded(trials, folder)
         _tell(trials, todo, pipelines.predicted_s(todo[:_SAMPLE]), folder)
         return
-    for condition in conditions:
-        pipelines.pipeline(
-            condition
-        )  # loads the models, and says what is wrong before anything is written
+    _import_scorers(scorers, {item.scorer for item in items} - {LIKELIHOOD})
+    for condition in conditions:  # loads the models before anything is written
+        pipelines.pipeline(condition)
     manifest = build_manifest(
         experiment, file.read_text("utf-8"), conditions, items, pipelines.costs
     )
@@ -88,8 +92,6 @@ def run(
             errors += record.error is not None or record.score_error is not None
             progress.advance(bar)
 
-        for name in {item.scorer for item in items} - {LIKELIHOOD}:
-            scorers.find(name)
         try:
             run_trials(todo, pipelines, scorers, recorder, experiment.load, done)
         finally:
@@ -99,6 +101,16 @@ def run(
     if errors:
         console.print(f"{errors} of them failed or were not scored: see `error` and `score_error`")
     console.print(f"next: hybrid experiment report {folder}")
+
+
+def _import_scorers(scorers: "Scorers", names: set[str]) -> None:
+    """Raises RequestError if a scorer's module cannot be imported, whatever it raises."""
+    for name in names:
+        try:
+            scorers.find(name)
+        except (Exception, SystemExit) as error:
+            allowed = f"a function that can be imported ({type(error).__name__}: {error})"
+            raise RequestError("scorer", name, allowed) from error
 
 
 def _unrecorded(trials: "Sequence[Trial]", folder: Path) -> "list[Trial]":

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from hybrid.deadline import parse_duration
+from hybrid.errors import RequestError
 from hybrid.experiments.summary import Results
 
 MAX_LINES = 8  # of one grid over one field; more cannot be told apart in a figure
@@ -10,7 +12,7 @@ MAX_LINES = 8  # of one grid over one field; more cannot be told apart in a figu
 
 @dataclass(frozen=True, slots=True)
 class GridLine:
-    """Conditions that differ in the field `path` alone, by increasing value.
+    """Conditions that differ in the field `path` alone, by increasing value; durations are ms.
 
     `fixed` says the values of the grid's other fields, and is empty in a grid over one field.
     `group` is the grid's name in the experiment.
@@ -48,8 +50,8 @@ def _lines(results: Results, group: str, conditions: list[str], path: str) -> It
     by_fixed: dict[str, list[tuple[float, str]]] = {}
     for condition in conditions:
         values = dict(results.values(condition))
-        value = values.pop(path, None)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        value = _number(values.pop(path, None))
+        if value is None:
             return
         fixed = ", ".join(f"{name.split('.')[-1]}={one}" for name, one in values.items())
         by_fixed.setdefault(fixed, []).append((value, condition))
@@ -58,3 +60,13 @@ def _lines(results: Results, group: str, conditions: list[str], path: str) -> It
             points.sort()
             names = tuple(condition for _, condition in points)
             yield GridLine(group, path, fixed, names, tuple(value for value, _ in points))
+
+
+def _number(value: object) -> float | None:
+    """A number, or a duration in milliseconds; None for anything else."""
+    if isinstance(value, str):
+        try:
+            return 1e3 * parse_duration(value, "value")
+        except RequestError:
+            return None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

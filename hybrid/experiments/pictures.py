@@ -25,7 +25,8 @@ from hybrid.modes import MODES
 
 Picture = tuple[str, str, Drawing, tuple[float, float]]  # file, caption, drawing, inches
 ByTask = Mapping[str, Mapping[str, Summary]]  # task, policy
-_UNITS = {  # of fields that a grid may go over
+_UNITS = {  # of fields that a grid may vary
+    "budget": "ms",
     "entropy_bound": "nats",
     "confidence_threshold": "nats",
     "min_mean_logprob": "nats",

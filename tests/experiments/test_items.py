@@ -146,6 +146,18 @@ def test_a_file_that_is_no_parquet_is_named(folder: Path) -> None:
         items_of("{file: x.parquet}", folder)
 
 
+@pytest.mark.parametrize("body", ["raise SystemExit(0)", "import no_such", "1 / 0", "f = 3"])
+def test_a_scorer_that_cannot_be_imported_is_an_error_and_nothing_is_recorded(
+    folder: Path, body: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "ours.py").write_text(f"{body}\ndef g(): pass\nif False:\n    pass\nf = 3\n")
+    text = TEXT.replace("{file: items.jsonl}", "{file: items.jsonl, scorer: 'ours:f'}")
+    (folder / "small.yaml").write_text(text)
+    assert main(["experiment", "run", str(folder / "small.yaml"), "--out", str(folder / "o")]) == 2
+    assert "scorer: 'ours:f'" in capsys.readouterr().err
+    assert not (folder / "o").exists()
+
+
 def test_a_dry_run_imports_no_scorer_and_a_run_scores_with_the_item(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -253,3 +253,9 @@ def test_scores_between_are_not_called_right_answers(run_small: Run) -> None:
     page = write_report(where).read_text()
     assert "Mean score against median latency" in page and "mean score" in page
     assert "Right answers against" not in page
+
+
+def test_a_grid_over_durations_is_a_line_in_milliseconds(run_small: Run) -> None:
+    vary = "vary: {defaults.draft.max_denoising_steps: [1, 2, 4]}"
+    where = run_small(TEXT.replace(vary, "vary: {defaults.budget: [1s, 500ms]}"))
+    assert [line.values for line in grid_lines(read_results(where))] == [(500.0, 1000.0)]
