@@ -13,6 +13,7 @@ from typing import TypedDict, cast, get_args
 from hybrid.checks import MAX_CHECKS, read_check
 from hybrid.deadline import parse_duration
 from hybrid.errors import RequestError, did_you_mean
+from hybrid.files import read_regular_file
 from hybrid.types import (
     MAX_STEPS,
     Check,
@@ -24,6 +25,8 @@ from hybrid.types import (
     Role,
 )
 
+MAX_CHARACTERS = 4_000_000  # of a conversation or a template: the longest context, several times
+MAX_FILE_BYTES = 100_000_000
 Prompt = str | Sequence[Message | Mapping[str, object]] | Request
 _MESSAGE_KEYS = {"role", "content", "control_tokens"}
 
@@ -119,9 +122,10 @@ def read_requests(file: Path) -> list[Request]:
     names the line.
     """
     try:
-        lines = file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError("requests", str(file), f"a UTF-8 text file ({error})") from None
+        lines = read_regular_file(file, MAX_FILE_BYTES).decode("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise RequestError("requests", str(file), f"a UTF-8 text file ({reason})") from None
     requests = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -155,6 +159,8 @@ def _check_prompt(prompt: str) -> str:
 
 
 def _check_text(field: str, text: str) -> str:
+    if len(text) > MAX_CHARACTERS:
+        raise RequestError(field, f"{len(text)} characters", f"at most {MAX_CHARACTERS}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -170,6 +176,9 @@ def _messages(turns: Sequence[Message | Mapping[str, object]]) -> tuple[Message,
     if not messages or messages[-1].role in ("system", "developer"):
         allowed = "end a conversation with a user's message, a tool's, or one to be continued"
         raise RequestError("messages", len(messages), allowed)
+    characters = sum(len(message.content) for message in messages)
+    if characters > MAX_CHARACTERS:
+        raise RequestError("messages", f"{characters} characters", f"at most {MAX_CHARACTERS}")
     _check_prompt(messages[-1].content)
     return messages
 

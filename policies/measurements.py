@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hybrid.artefacts import compiled_models
+from hybrid.files import read_regular_file
 from hybrid.policies.latency import LatencyModel
 from hybrid.policies.schema import Policy
 
 VERSION = 1
-MOST_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 Method = Literal["calibrated", "quick"]
 _LEARNED = ("slowdown", "draft_wait", "refine_wait", "tasks", "all_tasks")
 _COSTS = tuple(field.name for field in fields(LatencyModel) if field.name not in _LEARNED)
@@ -68,9 +69,7 @@ def history_file(policy: Policy) -> Path:
 def read_measurement(file: Path) -> Measurement | Unusable:
     """What is kept in a file, if it holds for this machine and can be read."""
     try:
-        if file.stat().st_size > MOST_BYTES:
-            return Unusable("is too large to be one")
-        values = json.loads(file.read_text("utf-8"))
+        values = json.loads(read_regular_file(file, MAX_BYTES))
         found = values["version"]
         if found != VERSION:
             return Unusable(f"has format {str(found)[:20]!r}; this version reads {VERSION}")
@@ -120,7 +119,7 @@ def others(file: Path, policy: Policy) -> list[str]:
         if other == file or other.name.endswith(".history.json"):
             continue
         try:
-            values = json.loads(other.read_text("utf-8"))
+            values = json.loads(read_regular_file(other, MAX_BYTES))
             if values["models"] == policy.models.model_dump():
                 is_here = values["hardware"] == hardware()
                 found.append("other versions" if is_here else str(values["hardware"])[:80])

@@ -1,12 +1,14 @@
 """What callers may ask for, and what they are told when they may not."""
 
+import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hybrid.errors import RequestError
-from hybrid.requests import make_request
+from hybrid.requests import MAX_CHARACTERS, make_request, read_requests
 from hybrid.types import Message, Overrides, Request
 
 
@@ -115,6 +117,10 @@ def test_a_request_passes_through_untouched() -> None:
         ("x", {"infill": "\ud800<blank:1>"}, "infill", "UTF-8"),
         (123, {}, "prompt", "a text"),
         (None, {}, "prompt", "a text"),
+        ("x" * (MAX_CHARACTERS + 1), {}, "prompt", f"at most {MAX_CHARACTERS}"),
+        ("x", {"infill": "x" * (MAX_CHARACTERS + 1)}, "infill", f"at most {MAX_CHARACTERS}"),
+        ([Message("user", "x" * 10**6)] * 5, {}, "messages", f"at most {MAX_CHARACTERS}"),
+        ("x", {"deterministic": 1}, "deterministic", "true or false"),
         (b"x", {}, "prompt", "a text"),
         ({"role": "user", "content": "x"}, {}, "prompt", "a list of messages"),
         ([1], {}, "messages", "role"),
@@ -156,3 +162,11 @@ def test_what_cannot_be_meant_names_the_field(
         make_request(prompt, options)
     assert caught.value.field == field
     assert said in str(caught.value)
+
+
+def test_a_file_of_requests_is_a_regular_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for file in (pipe, Path("/dev/zero"), tmp_path):
+        with pytest.raises(RequestError, match="a UTF-8 text file"):
+            read_requests(file)

@@ -94,7 +94,8 @@ class Worker:
 
 
 def main() -> None:
-    """Work until the input ends."""
+    """Work until the input ends; the arguments are where functions of the caller's are found."""
+    sys.path += [path for path in sys.argv[1:] if path not in sys.path]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     outbox = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -1,6 +1,7 @@
 """What is kept of a measurement, and everything in a file that keeps it from being used."""
 
 import json
+import os
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from hybrid.policies.latency import LatencyModel
 from hybrid.policies.loader import parse_policy
 from hybrid.policies.measurements import (
-    MOST_BYTES,
+    MAX_BYTES,
     Measurement,
     Unusable,
     cache_file,
@@ -123,8 +124,19 @@ def test_other_hardware_and_later_formats_are_named() -> None:
 def test_a_huge_file_is_not_read() -> None:
     file = cache_file(POLICY)
     file.parent.mkdir(parents=True)
-    file.write_text(" " * (MOST_BYTES + 1))
-    assert read_measurement(file) == Unusable("is too large to be one")
+    file.write_text(" " * (MAX_BYTES + 1))
+    found = read_measurement(file)
+    assert found == Unusable(f"cannot be read: larger than {MAX_BYTES} bytes, the limit")
+
+
+def test_a_pipe_or_a_device_is_no_measurement() -> None:
+    file = cache_file(POLICY)
+    file.parent.mkdir(parents=True)
+    os.mkfifo(file)
+    assert read_measurement(file) == Unusable("cannot be read: not a regular file")
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    assert read_measurement(file) == Unusable("cannot be read: not a regular file")
 
 
 def test_a_folder_in_its_place_is_no_measurement() -> None:
