@@ -18,7 +18,6 @@ from torch.nn.functional import linear
 
 from hybrid.kernels.arithmetic import gelu_gate_torch
 from hybrid.kernels.launch import (
-    allows_assembly,
     architecture,
     launch,
     multiprocessors,
@@ -188,7 +187,6 @@ def _grouped(
         GATED=shares is None,
         BLOCK_M=plan.block_m,
         PACKED=parts.packed,
-        ASSEMBLY=allows_assembly(),
         num_warps=settings.num_warps,
         num_stages=settings.num_stages,
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 OLDEST_MAJOR = 8  # of the compute capability: Ampere was the first with bfloat16
 
 # Streaming multiprocessors and shared memory of one program, by architecture (CUDA guide, 20.9).
-_MULTIPROCESSORS = {90: 132, 100: 148, 120: 170}
+_MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
 _SHARED_MEMORY = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
 
 
@@ -71,12 +71,6 @@ def multiprocessors(device: torch.device) -> int:
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that one program may use."""
     return 1024 * _SHARED_MEMORY.get(architecture(device), 99)
-
-
-def allows_assembly() -> bool:
-    """Whether kernels may contain inline assembly, which the interpreter cannot run."""
-    mode = _mode.get()
-    return mode is None or mode.take is not None
 
 
 def launch(

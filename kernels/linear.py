@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hybrid.kernels.arithmetic import gelu_gate_torch
-from hybrid.kernels.launch import allows_assembly, architecture, launch, shared_memory, uses_triton
+from hybrid.kernels.launch import architecture, launch, shared_memory, uses_triton
 from hybrid.kernels.native import NativeMatrix, dense_native, linear_native
 from hybrid.kernels.nvfp4 import TILE_COLUMNS, PackedMatrix, dense, operand
 from hybrid.kernels.quantize import round_rows_torch
@@ -106,7 +106,6 @@ def linear_heads(
         BLOCK_M=settings.block_m,
         BLOCK_K=settings.block_k,
         PACKED=parts.packed,
-        ASSEMBLY=allows_assembly(),
         num_warps=settings.num_warps,
         num_stages=settings.num_stages,
     )
@@ -187,7 +186,6 @@ def _launch_rows(x: Tensor, weight: Tensor | PackedMatrix | NativeMatrix, gated:
         BLOCK_M=settings.block_m,
         BLOCK_K=settings.block_k,
         PACKED=parts.packed,
-        ASSEMBLY=allows_assembly(),
         num_warps=settings.num_warps,
         num_stages=settings.num_stages,
     )

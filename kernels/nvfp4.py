@@ -92,14 +92,18 @@ TILE_ROWS, TILE_COLUMNS = 128, 64
 class PackedMatrix:
     """E matrices [rows, columns] in tiles: 4.5 bits a weight and one float32 factor a row.
 
-    ``words`` int32 [E, N/128, K/64, 128, 8]; ``scales`` float8_e4m3fn [E, N/128, K/64, 128, 4];
+    ``words`` int32 [E, N/128, K/64, 128, 8]; ``scales`` uint8 [E, N/128, K/64, 128, 4];
     ``factors`` float32 [E, rows], which multiply what comes out. N and K are `rows` and `columns`
     rounded up to whole tiles, and the tiles are zero where the matrix ends.
 
     Word 2t + c of a row has the codes of columns 32c + 8j + 2t + h, for j < 4 and h < 2: what
-    thread t of four holds of a tensor core's fragment. Half h of the word has code j at bit 6 - 3j
-    and its sign nine bits above, where one shift and one mask bring both into place. The fourth
-    does not fit so: its bits, lowest first, are 10, 11, 13 and 14.
+    thread t of four holds of a tensor core's fragment. A shift or a rotation and a mask bring a
+    code's three bits to bits 6 to 8 and its sign to bit 15 of half h. Pair 0 stands there; pair 1
+    stands six bits lower; pair 2 has its bits four higher and its sign at bit 3 of the other half,
+    since the word is rotated. Pair 3 has what is left: bits 4, 5 and 14, and its sign at bit 13.
+
+    A scale byte has five bits of exponent, biased by 22, and three of mantissa: every e4m3 number
+    but zero is normal so. A zero scale is byte 0, and its codes are zero; NaN is byte 255.
 
     The scale bytes of 16 rows are two blocks, c, of eight words. Word r of block c has the scales
     of columns 32c and 32c + 16 of row r, then those of row r + 8.
@@ -125,12 +129,13 @@ def pack_matrix(packed: Tensor, weight_scale: Tensor, factors: Tensor) -> Packed
     """
     rows, columns = packed.shape[1], 2 * packed.shape[2]
     scale_bytes = weight_scale.view(torch.uint8)
-    signs = (scale_bytes >> 7) * 0x88
-    codes = tiles(packed ^ signs.repeat_interleave(BLOCK // 2, -1), TILE_COLUMNS // 2)
-    scales = tiles(scale_bytes & 0x7F, TILE_COLUMNS // BLOCK)
+    signs = ((scale_bytes >> 7) * 0x88).repeat_interleave(BLOCK // 2, -1)
+    kept = ((scale_bytes & 0x7F) != 0).repeat_interleave(BLOCK // 2, -1)
+    codes = tiles((packed ^ signs) * kept, TILE_COLUMNS // 2)
+    scales = tiles(_to_scale_bytes(weight_scale), TILE_COLUMNS // BLOCK)
     return PackedMatrix(
         words=_to_words(codes),
-        scales=_exchanged(scales, (-1, 2, 8, 2, 2)).view(torch.float8_e4m3fn),
+        scales=_exchanged(scales, (-1, 2, 8, 2, 2)),
         factors=factors,
         rows=rows,
         columns=columns,
@@ -138,12 +143,15 @@ def pack_matrix(packed: Tensor, weight_scale: Tensor, factors: Tensor) -> Packed
 
 
 def unpack_matrix(matrix: PackedMatrix) -> tuple[Tensor, Tensor, Tensor]:
-    """(packed, weight_scale, factors) as `pack_matrix` took them, bit for bit unless negative."""
-    scales = _exchanged(matrix.scales.view(torch.uint8), (-1, 2, 8, 2, 2))
+    """(packed, weight_scale, factors) as `pack_matrix` took them, bit for bit unless negative.
+
+    Codes under a zero scale are zero.
+    """
+    scales = _exchanged(matrix.scales, (-1, 2, 8, 2, 2))
     scales = untiled(scales)[:, : matrix.rows, : matrix.columns // BLOCK]
     packed = untiled(_from_words(matrix.words))
     packed = packed[:, : matrix.rows, : matrix.columns // 2]
-    return packed.contiguous(), scales.contiguous().view(torch.float8_e4m3fn), matrix.factors
+    return packed.contiguous(), _from_scale_bytes(scales.contiguous()), matrix.factors
 
 
 def dense(matrix: PackedMatrix, dtype: torch.dtype) -> Tensor:
@@ -212,10 +220,15 @@ def _to_words(packed: Tensor) -> Tensor:
     for pair in range(4):
         byte = four >> 8 * pair & 0xFF
         codes = (byte | byte << 12) & 0x000F000F
-        if pair == 3:
-            words |= (codes & 0x00030003) << 10 | (codes & 0x000C000C) << 11
+        bits, sign = codes & 0x00070007, codes & 0x00080008
+        if pair == 0:
+            words |= bits << 6 | sign << 12
+        elif pair == 1:
+            words |= bits | sign << 6
+        elif pair == 2:
+            words |= bits << 10 | sign << 16 | sign >> 16
         else:
-            words |= (codes & 0x00070007 | (codes & 0x00080008) << 6) << 6 - 3 * pair
+            words |= (bits & 0x00030003) << 4 | (bits & 0x00040004) << 12 | sign << 10
     return words.flatten(-3)
 
 
@@ -224,11 +237,29 @@ def _from_words(words: Tensor) -> Tensor:
     words = words.view(*words.shape[:-1], 4, 2)
     pairs = []
     for pair in range(4):
-        if pair == 3:
-            codes = words >> 10 & 0x00030003 | words >> 11 & 0x000C000C
+        if pair == 0:
+            codes = words >> 6 & 0x00070007 | words >> 12 & 0x00080008
+        elif pair == 1:
+            codes = words & 0x00070007 | words >> 6 & 0x00080008
+        elif pair == 2:
+            codes = words >> 10 & 0x00070007 | words >> 16 & 0x8 | (words & 0x8) << 16
         else:
-            bits = words >> 6 - 3 * pair
-            codes = bits & 0x00070007 | bits >> 6 & 0x00080008
+            codes = words >> 4 & 0x00030003 | words >> 12 & 0x00040004 | words >> 10 & 0x00080008
         pairs.append((codes | codes >> 12).to(torch.uint8))
     axes = [*range(words.dim() - 2)]
     return torch.stack(pairs, -1).permute(*axes, -2, -1, -3).flatten(-3)
+
+
+_SCALE_OFFSET = 127 - 22 << 3  # between the exponents of float32 and of a scale byte
+
+
+def _to_scale_bytes(scales: Tensor) -> Tensor:
+    """Magnitudes of e4m3 scales in the bytes of `PackedMatrix`."""
+    high = scales.float().abs().view(torch.int32) >> 20  # exponent, three bits of mantissa
+    return (high - _SCALE_OFFSET).clamp_(0, 255).to(torch.uint8)
+
+
+def _from_scale_bytes(scales: Tensor) -> Tensor:
+    """The e4m3 scales of such bytes."""
+    high = torch.where(scales > 0, scales.int() + _SCALE_OFFSET, 0)
+    return (high << 20).view(torch.float32).to(torch.float8_e4m3fn)

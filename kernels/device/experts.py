@@ -66,7 +66,6 @@ def grouped_product(
     GATED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     PACKED: tl.constexpr,
-    ASSEMBLY: tl.constexpr,
 ):
     """The first product (GATED): rows of `x` by token, gelu(gate) * up; the second: by assignment.
 
@@ -105,7 +104,6 @@ def grouped_product(
             BLOCK_M,
             64,
             PACKED,
-            ASSEMBLY,
         )
         acc = restore(acc, factors + expert * N, first_row, N, ROWS, PACKED)
         row = first_row + tl.arange(0, ROWS)

@@ -28,7 +28,6 @@ def linear_rows(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PACKED: tl.constexpr,
-    ASSEMBLY: tl.constexpr,
 ):
     """`output` [tokens, N], or [tokens, N / 2] where rows are gates and ups in turn."""
     blocks = tl.cdiv(tokens, BLOCK_M)
@@ -48,7 +47,6 @@ def linear_rows(
         BLOCK_M,
         BLOCK_K,
         PACKED,
-        ASSEMBLY,
     )
     acc = restore(acc, factors, first_row, N, ROWS, PACKED)
     width: tl.constexpr = N // 2 if GATED else N
@@ -88,7 +86,6 @@ def linear_head(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PACKED: tl.constexpr,
-    ASSEMBLY: tl.constexpr,
 ):
     """One head of BLOCK_M tokens, as two products of HEAD / 2 rows, which turn into each other.
 
@@ -107,9 +104,9 @@ def linear_head(
     high = tl.zeros((ROWS, BLOCK_M), tl.float32)
     for step in tl.range(0, (K + BLOCK_K - 1) // BLOCK_K):
         activations = activation_tile(x_rows, valid, step, K, BLOCK_K).T
-        tile = weight_tile(low_rows, low_scales, step, K, ROWS, BLOCK_K, PACKED, ASSEMBLY)
+        tile = weight_tile(low_rows, low_scales, step, K, ROWS, BLOCK_K, PACKED)
         low = tl.dot(tile, activations, low)
-        tile = weight_tile(high_rows, high_scales, step, K, ROWS, BLOCK_K, PACKED, ASSEMBLY)
+        tile = weight_tile(high_rows, high_scales, step, K, ROWS, BLOCK_K, PACKED)
         high = tl.dot(tile, activations, high)
     low = restore(low, factors, head * HEAD, N, ROWS, PACKED)
     high = restore(high, factors, head * HEAD + HALF, N, ROWS, PACKED)

@@ -29,7 +29,6 @@ def multiply(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PACKED: tl.constexpr,
-    ASSEMBLY: tl.constexpr,
 ):
     """float32 [ROWS, BLOCK_M]: weight rows from `first_row` on times the rows of `x`.
 
@@ -41,7 +40,7 @@ def multiply(
     acc = tl.zeros((ROWS, BLOCK_M), tl.float32)
     for step in tl.range(0, turns):
         x = activation_tile(x_rows, x_mask, step, K, BLOCK_K)
-        tile = weight_tile(rows, scale_rows, step, K, ROWS, BLOCK_K, PACKED, ASSEMBLY)
+        tile = weight_tile(rows, scale_rows, step, K, ROWS, BLOCK_K, PACKED)
         acc = tl.dot(tile, x.T, acc)
     return acc
 
@@ -87,13 +86,12 @@ def weight_tile(
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PACKED: tl.constexpr,
-    ASSEMBLY: tl.constexpr,
 ):
     """bfloat16 [ROWS, BLOCK_K], the step's columns of weight rows."""
     column = step * BLOCK_K + tl.arange(0, BLOCK_K)
     if PACKED:
         words = tl.load(rows[:, None] + step * 1024 + tl.arange(0, 8)[None, :])
-        tile = decode_tile(words, tl.load(scale_rows + step * 128), ROWS, ASSEMBLY)
+        tile = decode_tile(words, tl.load(scale_rows + step * 128), ROWS)
     elif K % BLOCK_K == 0:
         tile = tl.load(rows[:, None] + column[None, :])
     else:

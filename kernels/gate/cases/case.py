@@ -55,7 +55,7 @@ def packed(matrices: int, rows: int, columns: int) -> PackedMatrix:
     """Weights of four bits, decoded by the kernel, without memory."""
     tiles = (matrices, -(-rows // TILE_ROWS), -(-columns // TILE_COLUMNS), TILE_ROWS)
     words = meta(*tiles, TILE_COLUMNS // 8, dtype=torch.int32)
-    scales = meta(*tiles, TILE_COLUMNS // 16, dtype=torch.float8_e4m3fn)
+    scales = meta(*tiles, TILE_COLUMNS // 16, dtype=torch.uint8)
     factors = meta(matrices, rows, dtype=torch.float32)
     return PackedMatrix(words, scales, factors, rows, columns)
 
