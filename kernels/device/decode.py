@@ -38,22 +38,17 @@ def decode_tile(words, scales, ROWS: tl.constexpr):
     rotated = ((unsigned >> 4) | (unsigned << 28)).to(tl.int32, bitcast=True)
     scattered = ((word << 2) & -0x7F3F7F40) | ((word >> 6) & 0x01000100)  # 0x80C080C0
     moved = tl.where(pair == 0, word, tl.where(pair == 1, word << 6, rotated)) & _CODE_BITS
-    codes = _half(tl.where(pair == 3, scattered, moved))  # [row, t, c, j, h]
+    codes = tl.where(pair == 3, scattered, moved)  # [row, t, c, j, h]
+    codes = tl.reshape(codes, (ROWS, 4, 2, 2, 2, 2))
+    codes = _number(codes >> 16 * tl.reshape(tl.arange(0, 2), (1, 1, 1, 1, 1, 2)))
 
     group = tl.reshape(tl.arange(0, 2), (1, 1, 1, 2, 1))
     word = tl.broadcast_to(tl.reshape(scales, (ROWS // 16, 2, 8, 1, 1)), (ROWS // 16, 2, 8, 2, 2))
     bits = (tl.where(group == 0, word << 4, word >> 4) & 0x0FF00FF0) | _SCALE_BITS
-    scale = tl.permute(_half(bits), (0, 4, 2, 1, 3))  # [slab, c, row, j / 2, h] by row
-    scale = _number(tl.reshape(scale, (ROWS, 1, 2, 2, 1, 1)))
+    scale = bits >> 16 * tl.reshape(tl.arange(0, 2), (1, 1, 1, 1, 2))  # [slab, c, row, j / 2, h]
+    scale = _number(tl.reshape(tl.permute(scale, (0, 4, 2, 1, 3)), (ROWS, 1, 2, 2, 1, 1)))
 
-    values = _number(tl.reshape(codes, (ROWS, 4, 2, 2, 2, 2))) * scale
-    return tl.reshape(tl.permute(values, (0, 2, 3, 4, 1, 5)), (ROWS, 64))
-
-
-@triton.jit
-def _half(bits):
-    """Half h of every int32 [..., h], in the low half of an int32."""
-    return bits >> (16 * tl.arange(0, 2))
+    return tl.reshape(tl.permute(codes * scale, (0, 2, 3, 4, 1, 5)), (ROWS, 64))
 
 
 @triton.jit
