@@ -107,15 +107,19 @@ class _Plan:
     block_m: int
 
 
-def _settings(x: Tensor, block_m: int) -> _Settings:
+def _settings(x: Tensor, packed: bool, block_m: int) -> _Settings:
     if architecture(x.device) // 10 == 10:
         # Eight warps: with four, Triton 3.6 and 3.7 fail over the shared layout of decoded weights.
         return _Settings(8, 4, 4 if block_m < 64 else 2)
-    if architecture(x.device) // 10 == 12 and block_m >= 64:
-        # Eight warps for 64 rows: 4.7 instructions a weight where four take 6.9 (Triton 3.7.1).
-        return _Settings(8, 3, 1)
-    # Programs of four warps take 96, 124, 188 and 255 registers a thread (sm_90).
-    return _Settings(4, 4, {16: 5, 32: 4, 64: 2, 128: 2}[block_m])
+    if block_m <= 32 and packed:
+        # Two warps: 3.9 instructions a weight where four take 4.6 (sm_90, Triton 3.7.1). Programs
+        # take 160 and 224 registers a thread.
+        return _Settings(2, 4, {16: 6, 32: 4}[block_m])
+    if block_m <= 64 and (architecture(x.device) // 10 == 9 or not packed):
+        return _Settings(4, 4, {16: 5, 32: 4, 64: 2}[block_m])
+    # Eight warps: 6.3 instructions a weight for 64 rows where four take 8.3 (sm_120, Triton 3.7.1),
+    # and 7.8 for 128 rows on sm_90, where four spill under Triton 3.6.0.
+    return _Settings(8, 3, 1)
 
 
 def _plan(experts: Tensor, num_experts: int) -> _Plan:
@@ -163,7 +167,8 @@ def _grouped(
         return grouped_native(x, weight, tiles, shares, chosen, plan.block_m)
     from hybrid.kernels.device.experts import grouped_product
 
-    parts, settings = operand(weight), _settings(x, plan.block_m)
+    parts = operand(weight)
+    settings = _settings(x, parts.packed, plan.block_m)
     width = parts.rows if shares is not None else parts.rows // 2
     output = torch.empty(chosen.numel(), width, dtype=x.dtype, device=x.device)
     units = len(plan.tiles) * -(-parts.rows // TILE_ROWS)

@@ -204,12 +204,18 @@ def _row_settings(x: Tensor, packed: bool) -> _Settings:
     if tokens > 512:
         block_m = 128
     if packed:
-        # For 64 tokens an RTX 5090 takes eight warps as in experts.py: 4.7 instructions, not 6.9.
-        fewest = {10: 16, 12: 64}.get(architecture(x.device) // 10, 128)
-        return _Settings(128, block_m, TILE_COLUMNS, 8 if block_m >= fewest else 4, 4)
+        return _Settings(128, block_m, TILE_COLUMNS, _packed_warps(x.device, block_m), 4)
     if block_m < 64:
         return _Settings(rows, block_m, 128 if is_large else 64, 4, 4)
     return _Settings(rows, block_m, 64 if is_large else 32, 8 if block_m == 128 else 4, 4)
+
+
+def _packed_warps(device: torch.device, block_m: int) -> int:
+    """For 128 rows of packed weights and `block_m` tokens, by the reasons in experts.py."""
+    major = architecture(device) // 10
+    if major != 10 and block_m <= 32:
+        return 2
+    return 4 if major == 9 and block_m == 64 else 8
 
 
 def _head_settings(x: Tensor, head_dim: int, packed: bool) -> _Settings:
@@ -224,5 +230,7 @@ def _head_settings(x: Tensor, head_dim: int, packed: bool) -> _Settings:
         if architecture(x.device) // 10 == 10:
             # Fewer fail in Triton 3.6 and 3.7 over the shared layout of decoded weights.
             warps = 16 if rows > 128 else 8
+        if rows == 128 and block_m == 16:
+            warps = 2
         return _Settings(rows, block_m, TILE_COLUMNS, warps, 3)
     return _Settings(rows, block_m, 64 if is_large else 32, warps, 3 if is_large else 2)

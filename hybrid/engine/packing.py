@@ -31,7 +31,7 @@ class Stack:
             return self._tensors[0]
         codes, scales, factors = self._tensors
         kind = type(like)
-        return kind(codes, scales.view(torch.float8_e4m3fn), factors, like.rows, like.columns)
+        return kind(codes, scales.view(like.scales.dtype), factors, like.rows, like.columns)
 
 
 def _parts(matrix: Matrix) -> tuple[Tensor, ...]:

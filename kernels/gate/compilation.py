@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybrid.kernels.gate.hazards import register_hazards
 from hybrid.kernels.gate.machine_code import Loop, count_instructions, is_matrix, matrix_loops
 from hybrid.kernels.launch import Launch
 
@@ -39,7 +40,8 @@ class Compiled:
     """What the assembler used, in bytes and registers a thread, and columns of tensor memory.
 
     `matrix` is the matrix instruction that occurs most, "" without one; `loops` are all loops
-    around one, the smallest first.
+    around one, the smallest first. `hazards` are instructions that touch registers of a product in
+    flight; `assembly` are inline assembly operations that take several elements at a time.
     """
 
     registers: int
@@ -49,6 +51,8 @@ class Compiled:
     tensor_memory: int
     matrix: str
     loops: tuple[Loop, ...]
+    hazards: tuple[str, ...] = ()
+    assembly: int = 0
 
     @property
     def waiting_loads(self) -> int:
@@ -123,6 +127,15 @@ def _type(value: Any) -> str:
     return "fp32"
 
 
+def grouped_assembly(ttgir: str) -> int:
+    """Inline assembly operations that take several elements of a tensor at a time.
+
+    Which elements meet in one is the layout's choice, so their result may depend on it.
+    """
+    packed = re.findall(r"elementwise_inline_asm.*packed_element = (\d+)", ttgir)
+    return sum(int(count) > 1 for count in packed)
+
+
 def _read(kernel: Any, tools: Path) -> Compiled:
     """Run the assembler's own tools over the machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -143,6 +156,8 @@ def _read(kernel: Any, tools: Path) -> Compiled:
         tensor_memory=getattr(kernel.metadata, "tmem_size", None) or 0,
         matrix=matrix.most_common(1)[0][0] if matrix else "",
         loops=matrix_loops(code),
+        hazards=register_hazards(code),
+        assembly=grouped_assembly(kernel.asm["ttgir"]),
     )
 
 

@@ -56,6 +56,11 @@ def problems(job: Job, compiled: Compiled, recorded: Sequence[int] | None) -> It
         yield f"{compiled.shared_memory} bytes of shared memory, at most {most}"
     if compiled.tensor_memory > _TENSOR_MEMORY:
         yield f"{compiled.tensor_memory} columns of tensor memory, at most {_TENSOR_MEMORY}"
+    if compiled.hazards:
+        first = compiled.hazards[0]
+        yield f"{len(compiled.hazards)} instructions touch a product in flight, first {first}"
+    if compiled.assembly:
+        yield f"{compiled.assembly} inline assembly operations take elements in register order"
     if job.kernel in job.case.products:
         expected = job.case.matrix[job.architecture]
         if not compiled.matrix.startswith(expected):

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 _INSTRUCTION = re.compile(
-    r"^\s+/\*[0-9a-f]+\*/\s+(?P<predicate>@!?U?P\d+\s+)?(?P<name>[A-Z][A-Z0-9_.]*)(?P<rest>.*)"
+    r"^\s+/\*(?P<address>[0-9a-f]+)\*/\s+(?P<predicate>@!?U?P\d+\s+)?"
+    r"(?P<name>[A-Z][A-Za-z0-9_.]*)(?P<rest>.*)"
 )
 _LABEL = re.compile(r"^(\.L_x?_?\d+):")
 _TARGET = re.compile(r"^(?P<operands>.*)`\((?P<label>\.L_x?_?\d+)\)")
@@ -31,12 +32,26 @@ class Loop:
     encloses: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One line of machine code; `operands` is what follows the name, without the semicolon."""
+
+    address: str
+    name: str
+    operands: str
+
+
 @dataclass(slots=True)
-class _Block:
+class Block:
     """Instructions that run one after the other, and the numbers of the blocks that may follow."""
 
-    names: list[str] = field(default_factory=list)
+    instructions: list[Instruction] = field(default_factory=list)
     follows: list[int] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """The instructions' names."""
+        return [instruction.name for instruction in self.instructions]
 
 
 def count_instructions(code: str) -> Counter[str]:
@@ -56,7 +71,7 @@ def matrix_loops(code: str) -> tuple[Loop, ...]:
     If all turns of the only loops were unrolled, what stands between the first matrix instruction
     and the last is taken for a loop.
     """
-    blocks = _blocks(code)
+    blocks = flow_graph(code)
     found = {
         head: body
         for head, body in _natural_loops(blocks).items()
@@ -84,21 +99,22 @@ def _loads(names: Sequence[str]) -> int:
     return sum(name.split(".")[0] == "LDG" for name in names)
 
 
-def _blocks(code: str) -> list[_Block]:
+def flow_graph(code: str) -> list[Block]:
     """Blocks in the order of the code, the first of them the entry."""
-    blocks, labels, jumps = [_Block()], dict[str, int](), list[tuple[int, str]]()
+    blocks, labels, jumps = [Block()], dict[str, int](), list[tuple[int, str]]()
     for line in code.splitlines():
         if label := _LABEL.match(line):
-            if blocks[-1].names:
+            if blocks[-1].instructions:
                 blocks[-1].follows.append(len(blocks))
-                blocks.append(_Block())
+                blocks.append(Block())
             labels[label[1]] = len(blocks) - 1
         instruction = _INSTRUCTION.match(line)
         if instruction is None:
             continue
-        name = instruction["name"]
-        blocks[-1].names.append(name)
-        kind, target = name.split(".")[0], _TARGET.match(instruction["rest"])
+        name, rest = instruction["name"], instruction["rest"]
+        operands = rest.partition(";")[0].strip()
+        blocks[-1].instructions.append(Instruction(instruction["address"], name, operands))
+        kind, target = name.split(".")[0], _TARGET.match(rest)
         if kind not in ("BRA", "EXIT", "RET"):
             continue
         if kind == "BRA" and target:
@@ -106,7 +122,7 @@ def _blocks(code: str) -> list[_Block]:
         conditions = target["operands"].strip() if target else ""
         if instruction["predicate"] or conditions:
             blocks[-1].follows.append(len(blocks))
-        blocks.append(_Block())
+        blocks.append(Block())
     for number, target_label in jumps:
         blocks[number].follows.append(labels[target_label])
     for block in blocks:
@@ -114,7 +130,7 @@ def _blocks(code: str) -> list[_Block]:
     return blocks
 
 
-def _natural_loops(blocks: Sequence[_Block]) -> dict[int, frozenset[int]]:
+def _natural_loops(blocks: Sequence[Block]) -> dict[int, frozenset[int]]:
     """Every loop's blocks by its head, the block that lies on all ways into it."""
     order = _reachable(blocks)
     before: dict[int, list[int]] = {number: [] for number in order}
@@ -130,7 +146,7 @@ def _natural_loops(blocks: Sequence[_Block]) -> dict[int, frozenset[int]]:
     return {head: frozenset(body) for head, body in loops.items()}
 
 
-def _reachable(blocks: Sequence[_Block]) -> list[int]:
+def _reachable(blocks: Sequence[Block]) -> list[int]:
     """Blocks that can run, each after at least one that leads to it."""
     order, waiting = dict[int, None](), [0]
     while waiting:

@@ -11,7 +11,9 @@ from hybrid.kernels.gate.cases.case import (
     EXPERT_SIZE,
     EXPERTS,
     HIDDEN,
+    NARROW,
     TOP_K,
+    WIDE,
     Case,
     Weight,
     meta,
@@ -28,6 +30,7 @@ def expert_cases() -> list[Case]:
             f"experts, {tokens}",
             partial(expert, tokens),
             ("grouped_product",),
+            WIDE if tokens > CANVAS else NARROW,
             weights=TILE_ROWS * TILE_COLUMNS,
         )
         for tokens in (1, CANVAS, 4 * CANVAS, 8 * CANVAS, 16, 32, 64, 128)

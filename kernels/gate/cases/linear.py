@@ -41,6 +41,7 @@ def linear_cases() -> list[Case]:
                 f"linear, packed, {name}, {tokens}",
                 call,
                 ("linear_rows",),
+                WIDE if tokens > 32 else NARROW,
                 weights=TILE_ROWS * TILE_COLUMNS,
             )
             for name, call in products(tokens, partial(packed, 1)).items()

@@ -30,6 +30,10 @@ def vocabulary_cases() -> list[Case]:
         found.append(Case(f"head and sample, {rows} x {CANVAS}", drawing, ("sample_tile",)))
         expecting = partial(_expect, tokens, 0.0)
         found.append(Case(f"soft embedding, {rows} x {CANVAS}", expecting, ("expect",)))
+    for tokens in (16, 64):
+        few = partial(_expect, tokens, 0.0)
+        matrix = WIDE if tokens > 16 else NARROW
+        found.append(Case(f"soft embedding, {tokens}", few, ("expect",), matrix))
     for banned in (4, 1, 16):
         drawing = partial(_sample, CANVAS, banned)
         found.append(Case(f"head and sample, {banned} banned", drawing, ("sample_tile",)))
