@@ -19,7 +19,6 @@ from hybrid.kernels.gate.emulate.memory import GlobalMemory
 from hybrid.kernels.gate.emulate.parse import Kernel, parse
 from hybrid.kernels.launch import Launch, taken
 
-MULTIPROCESSORS = 4  # few, so that programs that loop over tiles get several
 _THREADS = 4096  # that run together, in whole CTAs
 _SHARED_BYTES = 4 << 20  # of all CTAs that run together
 
@@ -37,7 +36,9 @@ class Ran:
 
 
 @contextmanager
-def emulated(architecture: int, edit: Edit | None = None) -> Iterator[list[Ran]]:
+def emulated(
+    architecture: int, multiprocessors: int = 4, edit: Edit | None = None
+) -> Iterator[list[Ran]]:
     """Operations run in the emulator, launch by launch; the list says what ran.
 
     Raises `Fault` or `NotModelled` out of the operation. `edit` may change the PTX before it runs.
@@ -47,7 +48,7 @@ def emulated(architecture: int, edit: Edit | None = None) -> Iterator[list[Ran]]
     def take(launch: Launch) -> None:
         ran.append(emulate(launch, compile_ptx(launch, architecture), edit))
 
-    with taken(architecture, take, MULTIPROCESSORS):
+    with taken(architecture, take, multiprocessors):
         yield ran
 
 

@@ -69,7 +69,7 @@ def judge(case: Case, architecture: int, edit: Edit | None = None) -> Verdict:
     exact = trial.reference()
     ran: list[Ran] = []
     try:
-        with poisoned(), emulated(architecture, edit) as ran:
+        with poisoned(), emulated(architecture, case.multiprocessors, edit) as ran:
             actual = trial.run()
     except NotModelled as missing:
         return _verdict(case, architecture, NOT_COVERED, ran, 0.0, f"not modelled: {missing}")

@@ -20,9 +20,14 @@ def attention_cases() -> list[Case]:
             way = "causal" if causal else "canvas"
             trial = partial(_attend, rows, tokens, kind == "sliding", causal, 100)
             cases.append(Case(f"attention, {kind}, {rows} x {tokens} {way}", trial))
-        for tokens in (1, 16, 32):
-            trial = partial(_attend, 1, tokens, kind == "sliding", tokens < 32, 400)
-            cases.append(Case(f"attention, {kind}, {tokens} after 400", trial))
+        for rows, tokens, causal in (
+            (1, 1, True), (2, 1, True), (1, 4, True), (1, 8, True), (1, 16, True), (1, 64, True),
+            (1, 64, False),
+        ):  # fmt: skip
+            way = "causal" if causal else "canvas"
+            trial = partial(_attend, rows, tokens, kind == "sliding", causal, 400)
+            name = f"attention, {kind}, {rows} x {tokens} {way} in splits"
+            cases.append(Case(name, trial, multiprocessors=108))
     return cases
 
 

@@ -65,11 +65,14 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`prepare` makes the operation's arguments. `architectures` are those that have it."""
+    """`prepare` makes the operation's arguments. `architectures` are those that have it. Few
+    `multiprocessors` give programs several tiles each; many have rows of attention split.
+    """
 
     name: str
     prepare: Callable[[], Trial]
     architectures: tuple[int, ...] = ARCHITECTURES
+    multiprocessors: int = 4
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def _expert_cases() -> list[Case]:
             partial(_experts, native, tokens, number, _NATIVE_EXPERTS),
             _NATIVE,
         )
-        for tokens, number in ((1, 8), (60, 8), (220, 4))
+        for tokens, number in ((1, 8), (60, 8), (120, 4), (220, 4))
     ]
 
 

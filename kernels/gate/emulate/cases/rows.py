@@ -99,5 +99,5 @@ def _dequantize() -> Trial:
 
 
 def _quantize_rows() -> Trial:
-    arguments = [normal(3, 704)]
+    arguments = [normal(3, _HIDDEN)]
     return compare(quantize_rows, quantize_rows_torch, arguments, *3 * (EXACT,), widened=())

@@ -37,20 +37,20 @@ _SOFT = Tolerance(relative=2**-7, of_largest=2**-9, rms=3e-3)
 
 
 def vocabulary_cases() -> list[Case]:
-    """A vocabulary that tiles do not divide, and for soft embeddings one that they do."""
+    """Tokens and vocabularies that tiles divide, and such that they do not."""
     cases = []
-    for tokens in (5, 40, 130):
+    for tokens in (5, 16, 40, 64, 128, 130):
         cases += [
             Case(f"head, {tokens}", partial(_head, tokens)),
             Case(f"head scores, {tokens}", partial(_scores, tokens)),
         ]
-    for tokens in (5, 70, 130):
+    for tokens in (5, 70, 128, 130):
         cases.append(Case(f"head and sample, {tokens}", partial(_sample, tokens, None)))
         for skip in (0.0, 5e-4):
             trial = partial(_soft_embed, tokens, skip)
             cases.append(Case(f"soft embedding, {tokens}, skipping below {skip}", trial))
     for banned in (1, 2, 4):
-        cases.append(Case(f"head and sample, {banned} banned", partial(_sample, 70, banned)))
+        cases.append(Case(f"head and sample, {banned} banned", partial(_sample, 64, banned)))
     return [
         *cases,
         Case("accept", _accept),
@@ -60,7 +60,8 @@ def vocabulary_cases() -> list[Case]:
 
 
 def _inputs(tokens: int) -> list[Any]:
-    return [normal(tokens, _HIDDEN), normal(_VOCABULARY, _HIDDEN, scale=0.2), _SOFTCAP]
+    vocabulary = 384 if tokens % 16 == 0 else _VOCABULARY
+    return [normal(tokens, _HIDDEN), normal(vocabulary, _HIDDEN, scale=0.2), _SOFTCAP]
 
 
 def _head(tokens: int) -> Trial:
