@@ -25,7 +25,7 @@ def attention_cases() -> list[Case]:
             (1, 64, False),
         ):  # fmt: skip
             way = "causal" if causal else "canvas"
-            trial = partial(_attend, rows, tokens, kind == "sliding", causal, 400)
+            trial = partial(_attend, rows, tokens, kind == "sliding", causal, 700)
             name = f"attention, {kind}, {rows} x {tokens} {way} in splits"
             cases.append(Case(name, trial, multiprocessors=108))
     return cases
@@ -34,7 +34,7 @@ def attention_cases() -> list[Case]:
 def _attend(rows: int, tokens: int, is_sliding: bool, causal: bool, held: int) -> Trial:
     key_heads, dim = (2, 256) if is_sliding else (1, 512)
     heads = key_heads * (2 if is_sliding else 8)
-    window = (48 if held < 300 else 300) if is_sliding else 0
+    window = (48 if held < 300 else 600) if is_sliding else 0
     context = held + tokens
     slots = window - 1 + 2 * tokens if is_sliding else context + 8
     caches = [normal(rows + 1, slots + 1, key_heads, dim) for _ in range(2)]
