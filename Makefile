@@ -5,7 +5,7 @@ BIN := .venv/bin
 OUT ?= runs/curves
 JOBS ?= 2
 
-.PHONY: demo test test-fast coverage curves docs lint clean
+.PHONY: demo test test-fast test-gates coverage curves docs lint clean
 
 demo: .venv/installed
 	$(BIN)/hybrid demo
@@ -17,6 +17,11 @@ test: .venv/installed
 
 test-fast: .venv/installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --fast
+
+# What compiled kernels cost, and what they compute; no GPU.
+test-gates: .venv/installed
+	$(BIN)/python -m hybrid.kernels.gate
+	$(BIN)/python -m hybrid.kernels.gate.emulate
 
 coverage: .venv/installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not serial" --cov --cov-report=
