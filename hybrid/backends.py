@@ -72,9 +72,11 @@ class Models:
 def load_models(drafter: ModelChoice | None, refiner: ModelChoice | None) -> Models:
     """Load what a policy names; raises CheckpointError, CapabilityError or BackendError.
 
-    CapabilityError also for a pair whose token ids do not mean the same, and for one that writes
-    conversations in two ways.
+    CapabilityError also for a pair whose token ids do not mean the same, that writes conversations
+    in two ways, or that one device cannot hold.
     """
+    if drafter and refiner and drafter.backend == refiner.backend == "native":
+        _require_memory(drafter, refiner)
     pair = Models(
         drafter=_load(DRAFTERS, drafter, "drafter") if drafter else None,
         refiner=_load(REFINERS, refiner, "refiner") if refiner else None,
@@ -113,6 +115,18 @@ def _load(
     if is_remote:
         return kind.connect(folder, choice)
     return kind.from_directory(folder, choice.device, choice.activations)
+
+
+def _require_memory(drafter: ModelChoice, refiner: ModelChoice) -> None:
+    """Refuse a pair that one GPU cannot hold before a minute goes into loading the first."""
+    from hybrid.engine.load import require_pair_memory
+
+    require_pair_memory(
+        find_model(drafter.model, "drafter"),
+        drafter.device,
+        find_model(refiner.model, "refiner"),
+        refiner.device,
+    )
 
 
 def _compare(

@@ -11,6 +11,8 @@ from hybrid.conversation.tokenizer import ChatTokenizer
 from hybrid.cores import available_cores
 from hybrid.deadline import Deadline
 from hybrid.engine.load import load_fastest
+from hybrid.engine.memory import MAX_LOGITS_ROWS
+from hybrid.engine.model import EngineModel
 from hybrid.errors import RequestError
 from hybrid.gemma.threads import Threads
 from hybrid.kernels.noise import gumbel_torch, position_keys_torch, row_key
@@ -111,6 +113,11 @@ def answer_room(prompt: Sequence[int], max_answer_tokens: int, context: int) -> 
     return min(max_answer_tokens, context - len(prompt))
 
 
+def _rows_at_a_time(vocab_size: int) -> int:
+    """Rows of float32 logits that are held whole: as many as take 134 MB of a large vocabulary."""
+    return max(MAX_LOGITS_ROWS, 2**25 // vocab_size)
+
+
 class GemmaSession:
     """One prompt and what has been read of its answer (see `hybrid.protocols.RefinerSession`).
 
@@ -153,12 +160,22 @@ class GemmaSession:
         first = self.answer_tokens
         with self._threads:
             self._read(token_ids)
-            logits = self._model.logits(self._states[first:])
-            # Not of the log-probabilities: rounding makes ties that greedy decoding never sees.
-            choices = self._choose(logits, first)
-            log_p = logits.log_softmax(-1)
-            logprobs: list[float] = log_p[range(len(token_ids)), list(token_ids)].tolist()
-        return Scores(tuple(logprobs), tuple(choices))
+            states, ids = self._states[first:], [*token_ids, 0]  # what follows has no score
+            if isinstance(self._model, EngineModel) and not self._sampling.temperature:
+                given = torch.tensor(ids, device=states.device)
+                scores, best = self._model.score_and_choose(states, given)
+                return Scores(tuple(scores.tolist()[:-1]), tuple(best.tolist()))
+            logprobs: list[float] = []
+            choices: list[int] = []
+            size = _rows_at_a_time(self._model.config.vocab_size)
+            for start in range(0, len(states), size):
+                part = states[start : start + size]
+                logits = self._model.logits(part)
+                # Not of the log-probabilities: rounding makes ties that greedy decoding never sees.
+                choices += self._choose(logits, first + start)
+                here = ids[start : start + size]
+                logprobs += logits.log_softmax(-1)[range(len(part)), here].tolist()
+        return Scores(tuple(logprobs[:-1]), tuple(choices))
 
     def rewind(self, answer_tokens: int) -> None:
         """See `RefinerSession.rewind`."""

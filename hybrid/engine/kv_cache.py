@@ -54,6 +54,11 @@ class KVCacheBuffers:
             self.values = [self._empty(index) for index in range(len(config.layers))]
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    @property
     def idle_row(self) -> int:
         """The row that belongs to no sequence."""
         return self.size.batch_size

@@ -10,8 +10,10 @@ import torch
 from rich.console import Console
 
 from hybrid.engine.compile_ahead import compile_ahead
+from hybrid.engine.kv_cache_pool import outstanding_bytes
 from hybrid.engine.memory import require_host_memory, require_memory
 from hybrid.engine.model import EngineModel
+from hybrid.engine.pair_memory import PlannedModel, require_pair
 from hybrid.engine.proofs import kept_proof, prove_device, proved_operations
 from hybrid.engine.reading import read_weights
 from hybrid.errors import CapabilityError
@@ -43,8 +45,7 @@ def load_fastest(
     """
     config = GemmaConfig.from_directory(path)
     is_small = config.hidden_size <= SMALL_HIDDEN_SIZE
-    if device == "auto":
-        device = "cuda" if _has_gpu() and not is_small else "cpu"
+    device = chosen_device(config, device)
     if device == "cpu":
         if activations == "nvfp4":
             raise CapabilityError(f"loading {path}", device, NEEDS_BLACKWELL)
@@ -53,6 +54,28 @@ def load_fastest(
         missing = f"a CUDA device of compute capability {OLDEST_MAJOR}.0 or newer; there is none"
         raise CapabilityError(f"loading {path}", device, missing)
     return load_engine(path, torch.device(device), torch.bfloat16, activations)
+
+
+def chosen_device(config: GemmaConfig, device: str) -> str:
+    """What "auto" means for a model: "cuda" where there is a GPU, for all but small models."""
+    if device != "auto":
+        return device
+    is_small = config.hidden_size <= SMALL_HIDDEN_SIZE
+    return "cuda" if _has_gpu() and not is_small else "cpu"
+
+
+def require_pair_memory(
+    drafter: str | Path, drafter_device: str, refiner: str | Path, refiner_device: str
+) -> None:
+    """CapabilityError if both folders' models go to one GPU that does not hold them together."""
+    devices = [
+        chosen_device(GemmaConfig.from_directory(path), device)
+        for path, device in ((drafter, drafter_device), (refiner, refiner_device))
+    ]
+    found = [torch.device("cuda", 0) if d == "cuda" else torch.device(d) for d in devices]
+    if found[0] == found[1] and found[0].type == "cuda" and _has_gpu():
+        models = PlannedModel.from_directory(drafter), PlannedModel.from_directory(refiner)
+        require_pair(*models, found[0])
 
 
 def _load_decoded(path: str | Path, config: GemmaConfig) -> GemmaModel:
@@ -102,7 +125,7 @@ def load_engine(
     map_tensors(path, config)
     checkpoint = Checkpoint(path)
     try:
-        plan = require_memory(checkpoint, config, device, dtype)
+        plan = require_memory(checkpoint, config, device, dtype, outstanding_bytes(device))
         if device.type == "cuda":
             _print(f"{path} on {device}: {plan}")
         weights = read_weights(checkpoint, config, device, dtype, activations)

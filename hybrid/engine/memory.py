@@ -1,7 +1,7 @@
-"""How much memory a model takes, known from its headers before anything is loaded.
+"""How much memory a model takes, computed from its headers before anything is loaded.
 
-Out of memory in the middle of loading 18 GB is a crash after a minute; the same sum beforehand is a
-sentence with numbers in it.
+Running out of memory in the middle of loading 18 GB is a crash after a minute; the same sum made
+beforehand is an error message with numbers.
 """
 
 import math
@@ -17,13 +17,16 @@ from hybrid.gemma.checkpoint.nvfp4 import ACTIVATION_SCALES
 from hybrid.gemma.checkpoint.stack_reader import TOWERS
 from hybrid.gemma.checkpoint.tensors import Checkpoint
 from hybrid.gemma.config import GemmaConfig
-from hybrid.gemma.model.cache import MIN_ROLLBACK_TOKENS, default_spare, slots_by_kind
+from hybrid.gemma.model.cache import default_spare, slots_by_kind
 from hybrid.gemma.model.weights import FEW_EXPERTS
+from hybrid.kernels.head import VOCABULARY_TILE
 from hybrid.kernels.nvfp4 import BLOCK, TILE_COLUMNS, TILE_ROWS
 
 USUAL_CONTEXT = 4096
 # What CUDA, Triton's kernels and captured graphs take besides tensors: an allowance, not measured.
-_OVERHEAD = 700_000_000
+OVERHEAD = 700_000_000
+_PASS_TOKENS = 512
+MAX_LOGITS_ROWS = 128  # rows of whole float32 logits that are held at a time, 134 MB
 _SCALES = ("weight_scale", "weight_scale_2", "weight_global_scale")
 
 
@@ -44,8 +47,9 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         return (
-            f"{_gb(self.weights)} of weights, {_gb(self.cache)} of keys and values ({self.rows} x "
-            f"{self.context} tokens), {_gb(self.work)} to work in: {_gb(self.total)}"
+            f"{gigabytes(self.weights)} of weights, {gigabytes(self.cache)} of keys and values "
+            f"({self.rows} x {self.context} tokens), {gigabytes(self.work)} to work in: "
+            f"{gigabytes(self.total)}"
         )
 
 
@@ -63,15 +67,23 @@ def plan_memory(
 
 
 def require_memory(
-    checkpoint: Checkpoint, config: GemmaConfig, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    config: GemmaConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    promised: int = 0,
 ) -> MemoryPlan:
-    """The plan for one row; CapabilityError if it does not fit in what is free on the device."""
+    """The plan for one row; CapabilityError if it does not fit in what is free on the device.
+
+    `promised` bytes of it are those that models on the device will still take.
+    """
     plan = plan_memory(checkpoint, config, dtype)
     if device.type == "cuda":
         free, size = torch.cuda.mem_get_info(device)
+        free -= promised
         if plan.total > free:
-            name = f"{device} ({torch.cuda.get_device_name(device)}, {_gb(size)})"
-            missing = f"needs {plan}, and {_gb(free)} are free"
+            name = f"{device} ({torch.cuda.get_device_name(device)}, {gigabytes(size)})"
+            missing = f"needs {plan}, and {gigabytes(free)} are free"
             raise CapabilityError(f"loading {checkpoint.directory}", name, missing)
     return plan
 
@@ -80,7 +92,8 @@ def require_host_memory(checkpoint: Checkpoint, config: GemmaConfig) -> int:
     """Bytes that loading in float32 takes; CapabilityError if the system has less to give."""
     needed, free = decoded_bytes(checkpoint, config), free_memory()
     if free is not None and needed > free:
-        missing = f"needs {_gb(needed)} to decode all weights to float32, and {_gb(free)} are free"
+        have = f"{gigabytes(free)} are free"
+        missing = f"needs {gigabytes(needed)} to decode all weights to float32, and {have}"
         raise CapabilityError(f"loading {checkpoint.directory}", "cpu", missing)
     return needed
 
@@ -122,15 +135,37 @@ def row_bytes(config: GemmaConfig, context: int, dtype: torch.dtype) -> int:
 
 
 def work_bytes(config: GemmaConfig, rows: int, dtype: torch.dtype) -> int:
-    """Bytes that a denoising step of `rows` canvases works in, with an allowance for CUDA itself.
+    """Bytes that steps of `rows` canvases and prompts work in, and what CUDA itself takes."""
+    step = step_bytes(config, rows, dtype) if config.canvas_length else 0
+    return step + pass_bytes(config, dtype) + OVERHEAD
+
+
+def step_bytes(config: GemmaConfig, rows: int, dtype: torch.dtype) -> int:
+    """Bytes of a denoising step of `rows` canvases: graphs keep them for good.
 
     The largest parts are the logits, the sums that make soft embeddings, and the experts' rows.
     """
-    tokens = rows * max(config.canvas_length, MIN_ROLLBACK_TOKENS)
+    tokens = rows * config.canvas_length
+    soft = 8 * config.hidden_size * 4  # float32 sums of the vocabulary's shares
+    return tokens * (config.vocab_size * dtype.itemsize + soft) + _layer_bytes(
+        config, tokens, dtype
+    )
+
+
+def pass_bytes(config: GemmaConfig, dtype: torch.dtype) -> int:
+    """Bytes that a causal pass works in, with the scores of its tokens over the vocabulary.
+
+    Scores take three numbers a tile of the vocabulary; whole logits only of the few tokens that a
+    refiner writes at a time.
+    """
+    scores = _PASS_TOKENS * -(-config.vocab_size // VOCABULARY_TILE) * 12
+    written = MAX_LOGITS_ROWS * config.vocab_size * 4
+    return _layer_bytes(config, _PASS_TOKENS, dtype) + scores + written
+
+
+def _layer_bytes(config: GemmaConfig, tokens: int, dtype: torch.dtype) -> int:
     assigned = config.top_k_experts * (config.moe_intermediate_size + config.hidden_size)
-    wide = 8 * config.hidden_size  # float32 sums of the vocabulary's shares
-    numbers = config.vocab_size + assigned + 8 * config.hidden_size
-    return tokens * (numbers * dtype.itemsize + 4 * wide) + _OVERHEAD
+    return tokens * (assigned + 8 * config.hidden_size) * dtype.itemsize
 
 
 def _weights(checkpoint: Checkpoint) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -150,5 +185,6 @@ def _up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-def _gb(number: int) -> str:
+def gigabytes(number: int) -> str:
+    """A number of bytes for people."""
     return f"{number / 1e9:.2f} GB"

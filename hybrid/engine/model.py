@@ -183,8 +183,12 @@ class EngineModel:
 
     def score(self, hidden: Tensor, token_ids: Tensor) -> Tensor:
         """Log-probabilities [T], float32, of ``token_ids`` [T] under hidden states [T, H]."""
+        return self.score_and_choose(hidden, token_ids)[0]
+
+    def score_and_choose(self, hidden: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """As `score`, and the most likely tokens, int32 [T]; logits are never whole in memory."""
         softcap = self.config.final_logit_softcapping
-        return head_scores(hidden, self.weights.embedding, softcap, token_ids.to(torch.int32))[0]
+        return head_scores(hidden, self.weights.embedding, softcap, token_ids.to(torch.int32))
 
     def soft_embed(self, probabilities: Tensor) -> Tensor:
         """The expected embedding [R, C, H] of ``probabilities`` [R, C, V]."""
