@@ -215,8 +215,8 @@ def comparisons(results: Results) -> dict[str, tuple[Comparison, float, float]]:
 
 
 def pareto(summaries: Sequence[Summary]) -> list[Summary]:
-    """Policies that no other beats in both accuracy and median latency, the fastest first; those of
-    which nothing could be scored are left out.
+    """The Pareto front of accuracy and median latency, the fastest first; policies of which nothing
+    could be scored are left out.
     """
     front: list[Summary] = []
     known = [one for one in summaries if one.is_known]

@@ -78,30 +78,31 @@ def all_tables(
     by_task: Mapping[str, Mapping[str, Summary]],
     aup: Mapping[str, float],
 ) -> Iterator[Table]:
-    """Every policy's numbers, a table a question; `aup` is by grid."""
+    """The tables of metrics, one for each question; `aup` is by line of a grid."""
     yield Table(
         "Quality and latency",
-        "In time: the share that kept the policy's budget. Time a right answer: all the time spent "
-        "over the right answers that came of it.",
+        "In time: the share of answers within the policy's budget. Time a right answer: total time "
+        "of all answers over the number of right ones.",
         [_quality(one, results) for one in summaries.values()],
     )
     if compared:
         yield Table(
             f"Against {results.manifest['baseline']}",
-            "Paired, item by item. Gained and lost: items that are right under this policy and "
-            "wrong under the baseline, and the reverse. p-values are corrected for the number of "
-            "policies. p (latency) ranks requests and does not weigh them: where a few are far "
-            "slower, it may be large although the mean is another.",
+            "A pair is an item. Gained and lost: items that are right under this policy and wrong "
+            "under the baseline, and the reverse. Speedup, mean over items: geometric mean of the "
+            "baseline's latency over the policy's; of medians: the ratio of the two medians. "
+            "p-values are corrected for the number of policies. p (latency) compares ranks, so a "
+            "few much slower items hardly change it.",
             [_against(condition, *found) for condition, found in compared.items()],
         )
     yield Table(
         "Drafting and refining",
         "A pass is a denoising step or a pass of the refiner. Fill: the share of canvas positions "
-        "that drafts filled. Converged: canvases that stopped by themselves. Entropy: mean of a "
-        "canvas at commit, in nats a position. Fixed, harmed: drafts that refining put right or "
-        "wrong; a guided draft is compared with one that nobody guided.",
+        "that became answer. Converged: canvases that stopped before the cap on steps. Entropy: "
+        "mean of a canvas at its last step, in nats a position. Fixed, harmed: wrong drafts that "
+        "refining made right, and the reverse; a guided draft is compared with the unguided one.",
         [_drafting(one) for one in summaries.values()],
-        [f"AUP of the grid {group}: {area:.1f}" for group, area in aup.items()],
+        [f"AUP of {line}: {area:.1f}" for line, area in aup.items()],
     )
     yield Table(
         f"{'Right answers' if results.is_right_or_wrong else 'Mean scores'} by task, %",
@@ -122,25 +123,24 @@ def all_tables(
 
 
 def fitted_tables(fitted: Fitted, presets: PresetComparisons) -> list[Table]:
-    """What was chosen for every task, and how that does on the other half of the items."""
+    """The choice for every task, and the fitted policy's results on the other half of the items."""
     chosen = [{"task": task, "plans": reason} for task, reason in fitted.reasons.items()]
     return [
         Table(
             "A fitted policy",
-            "What hybrid fit chooses on items with an even number: the plans that no other beats "
-            "in expected accuracy and median latency there, with what was measured of them. What "
-            "is expected before any answer counts as two answers more: of plans that were equally "
-            "often right, a slower one stays if more is expected of it.",
+            "What hybrid fit chooses on items with an even number: the Pareto front of expected "
+            "accuracy and median latency, with the measured values. Expected accuracy is shrunk "
+            "towards a prior that counts as two answers, so of plans that were equally often "
+            "right, a slower one may stay.",
             chosen,
             [f"warning: {one}" for one in fitted.warnings],
         ),
         Table(
             "The fitted policy against presets",
-            "Replayed on items with an odd number, by which nothing was chosen. The budget is the "
-            "one with which the fitted policy expects to be most often right, while on even items "
-            "its p95 was within the preset's; both p95 here are as they came out. Differences are "
-            "paired, item by item; their intervals and the ratio's are of 95 %, each preset for "
-            "itself.",
+            "Replayed on items with an odd number, which chose nothing. The fitted policy's budget "
+            "has the highest expected accuracy of those whose p95 on even items was at most the "
+            "preset's; both p95 in this table are of the odd items. A pair is an item. Intervals "
+            "are of 95 % and not corrected for the number of presets.",
             [_preset_row(one) for one in presets.compared],
             presets.verdicts,
         ),
@@ -154,13 +154,13 @@ def _preset_row(one: PresetComparison) -> Row:
         "preset": one.name,
         "prompts": str(one.found.pairs),
         "right, %": f"{100 * one.preset.accuracy:.1f}",
-        "fitted": f"{100 * one.fitted.accuracy:.1f}",
+        "fitted right, %": f"{100 * one.fitted.accuracy:.1f}",
         "difference, points": f"{100 * one.found.difference:+.1f} ({low:+.1f} to {high:+.1f})",
         "p95": format_duration(one.preset.p95_s),
-        "fitted ": format_duration(one.fitted.p95_s),
+        "fitted p95": format_duration(one.fitted.p95_s),
         "p95 ratio, fitted over preset": f"{one.ratio:.2f} ({short:.2f} to {long:.2f})",
         "p50": format_duration(one.preset.p50_s),
-        "fitted  ": format_duration(one.fitted.p50_s),
+        "fitted p50": format_duration(one.fitted.p50_s),
         "budget": format_duration(one.budget_s),
     }
 

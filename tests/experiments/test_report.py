@@ -102,8 +102,8 @@ def test_the_report_is_one_page_with_its_pictures(run_small: Run) -> None:
                 assert isinstance(corner, int)
                 assert corner > 200 if theme == "light" else corner < 60
     assert page.count("<figure>") >= 5
-    assert page.index("<h2>Drafting and refining") < page.index("AUP of the grid draft:")
-    assert page.index("AUP of the grid draft:") < page.index("<h2>Right answers by task")
+    assert page.index("<h2>Drafting and refining") < page.index("AUP of draft:")
+    assert page.index("AUP of draft:") < page.index("<h2>Right answers by task")
     assert "verify" in page and "Best policy below a latency" in page
     assert read_results(where).manifest["text"].splitlines()[2] in page
 
