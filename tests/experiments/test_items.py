@@ -2,14 +2,18 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hybrid.cli import main
 from hybrid.errors import PolicyError, RequestError
-from hybrid.experiments.definition import parse_experiment
+from hybrid.experiments.definition import COLUMNS, parse_experiment
 from hybrid.experiments.items import Item, list_items
 from hybrid.experiments.records import read_records
 from hybrid.experiments.scorers import Scorers
@@ -180,3 +184,27 @@ def test_a_dry_run_imports_no_scorer_and_a_run_scores_with_the_item(
     assert {(one.score, one.item_id, one.messages[0].content) for one in records} == {
         (0.5, "x1", "say one")
     }
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+lines = st.one_of(
+    st.binary(max_size=60),
+    st.dictionaries(st.sampled_from([*COLUMNS, "x"]), json_values).map(
+        lambda values: json.dumps(values).encode()
+    ),
+)
+
+
+@given(st.lists(lines, max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_whatever_a_file_holds_is_items_or_an_error(contents: list[bytes]) -> None:
+    with TemporaryDirectory() as name:
+        for ending in (".jsonl", ".csv"):
+            Path(name, f"x{ending}").write_bytes(b"\n".join(contents))
+            with suppress(RequestError):
+                items = items_of(f"{{file: x{ending}}}", Path(name))
+                assert all(isinstance(one.digest, str) and one.scorer != "code" for one in items)

@@ -1,14 +1,19 @@
 """Code that is scored: what honest answers may do, and what hostile ones cannot."""
 
+import json
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hybrid.experiments.sandbox.confine import missing
 from hybrid.experiments.sandbox.run import run_code
+from hybrid.experiments.sandbox.values import decode, encode
 
 linux_only = pytest.mark.skipif(bool(missing()), reason=f"this system lacks {missing()}")
 
@@ -197,3 +202,29 @@ def test_a_killed_answer_is_not_waited_for() -> None:
     start = time.monotonic()
     run_code("import os; os._exit(1)", "pass", 30)
     assert time.monotonic() - start < 25
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.floats(allow_nan=False)
+    | st.complex_numbers(allow_nan=False) | st.fractions() | st.decimals(allow_nan=False)
+    | st.datetimes() | st.dates() | st.timedeltas(),
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner)
+    | st.frozensets(st.integers()) | st.sets(st.text()),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(plain)
+@settings(deadline=None)
+def test_data_crosses_as_it_is(value: object) -> None:
+    written = json.loads(json.dumps(encode(value, lambda one: ["none"])))
+    read = decode(written, lambda one: None)
+    assert read == value and type(read) is type(value)
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=8))
+@settings(deadline=None)
+def test_what_is_no_message_is_an_error_and_no_object(written: object) -> None:
+    """Whatever an answer's process sends, only data and the usual exceptions come of it."""
+    with suppress(ValueError, TypeError, KeyError, IndexError, ArithmeticError):
+        decode(written, lambda one: None)
