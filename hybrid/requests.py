@@ -8,14 +8,14 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TypedDict, cast, get_args
+from typing import Any, TypedDict, cast, get_args
 
 from hybrid.checks import MAX_CHECKS, read_check
 from hybrid.deadline import parse_duration
 from hybrid.errors import RequestError, did_you_mean
 from hybrid.files import read_regular_file
+from hybrid.sampler_settings import SAMPLER_SETTINGS
 from hybrid.types import (
-    MAX_STEPS,
     Check,
     Effort,
     Message,
@@ -99,16 +99,7 @@ def make_request(prompt: Prompt, options: Options) -> Request:
         checks=_checks(options.get("checks", ())),
         deterministic=_flag("deterministic", options.get("deterministic", False)),
         overrides=Overrides(
-            max_denoising_steps=_steps(options),
-            entropy_bound=_number("entropy_bound", options.get("entropy_bound")),
-            t_min=_number("t_min", options.get("t_min")),
-            t_max=_number("t_max", options.get("t_max")),
-            stability_threshold=_whole(
-                "stability_threshold", options.get("stability_threshold"), least=0
-            ),
-            confidence_threshold=_number(
-                "confidence_threshold", options.get("confidence_threshold")
-            ),
+            **_sampler(options),
             refine_mode=_refine_mode(options.get("refine")),
             temperature=_number("temperature", options.get("temperature")),
         ),
@@ -226,13 +217,14 @@ def _effort(effort: str | None) -> Effort | None:
     return cast(Effort, effort)
 
 
-def _steps(options: Options) -> int | None:
+def _sampler(options: Options) -> dict[str, Any]:
+    """The sampler's settings that the request gives, the steps under either name."""
     steps, alias = options.get("max_denoising_steps"), options.get("num_diffusion_steps")
     if steps is not None and alias is not None:
         allowed = "give max_denoising_steps or num_diffusion_steps: they are one setting"
         raise RequestError("num_diffusion_steps", alias, allowed)
-    given = alias if steps is None else steps
-    return _whole("max_denoising_steps", given, least=1, most=MAX_STEPS)
+    given = {**options, "max_denoising_steps": alias if steps is None else steps}
+    return {name: setting.read(name, given.get(name)) for name, setting in SAMPLER_SETTINGS.items()}
 
 
 def _text(field: str, value: str | None) -> str | None:

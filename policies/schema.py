@@ -23,6 +23,7 @@ from pydantic import (
 
 from hybrid.deadline import parse_duration
 from hybrid.errors import RequestError
+from hybrid.sampler_settings import SAMPLER_SETTINGS
 from hybrid.types import MAX_STEPS, Activations, Effort, RefineMode, Scorer, SignalValue
 
 MAX_TASKS, MAX_RULES = 500, 200
@@ -228,19 +229,17 @@ class DraftSection(Section):
     model_config = ConfigDict(json_schema_extra=_describe_alias)
 
     max_denoising_steps: Steps | None = Field(
-        default=None, description="Cap on denoising steps a canvas; easy text stops earlier."
+        default=None, description=SAMPLER_SETTINGS[STEPS].description
     )
-    entropy_bound: float | None = Field(
-        default=None, ge=0, description="Joint uncertainty that one step may accept, in nats."
-    )
-    t_min: float | None = Field(default=None, gt=0, description="Temperature at the last step.")
-    t_max: float | None = Field(default=None, gt=0, description="Temperature at the first step.")
-    stability_threshold: int | None = Field(
-        default=None, ge=0, description="Equal arg-max canvases before a canvas may stop."
-    )
-    confidence_threshold: float | None = Field(
-        default=None, ge=0, description="Mean entropy (nats) below which a canvas may stop."
-    )
+    entropy_bound: Annotated[float | None, Field(**SAMPLER_SETTINGS["entropy_bound"].field)] = None
+    t_min: Annotated[float | None, Field(**SAMPLER_SETTINGS["t_min"].field)] = None
+    t_max: Annotated[float | None, Field(**SAMPLER_SETTINGS["t_max"].field)] = None
+    stability_threshold: Annotated[
+        int | None, Field(**SAMPLER_SETTINGS["stability_threshold"].field)
+    ] = None
+    confidence_threshold: Annotated[
+        float | None, Field(**SAMPLER_SETTINGS["confidence_threshold"].field)
+    ] = None
 
 
 class RefineSection(Section):

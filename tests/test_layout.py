@@ -16,6 +16,7 @@ CONTRACT = {
     "artefacts",
     "types",
     "errors",
+    "sampler_settings",
     "files",
     "protocols",
     "deadline",
