@@ -26,7 +26,8 @@ class Acceptance:
 
     ``next_ids`` int32 [R, C] is what the next step reads; ``kept`` bool [R, C]; ``best`` int32 and
     ``entropy`` float32 [R, C] with fixed places imposed; ``mean_entropy`` float32 [R] of the free
-    places, zero if there are none; ``is_same`` bool [R] where nothing in ``best`` has changed.
+    places, zero if there are none and NaN if a distribution among them is not finite; ``is_same``
+    bool [R] where nothing in ``best`` has changed.
     """
 
     next_ids: Tensor
@@ -100,7 +101,7 @@ def accept_torch(
 ) -> Acceptance:
     """As `accept`."""
     is_free = fixed_ids < 0
-    entropy = entropy * is_free
+    entropy = torch.where(is_free, entropy, 0.0)
     best = torch.where(is_free, best, fixed_ids)
     kept = within_bound_torch(entropy, bound[:, None])
     next_ids = torch.where(is_free, torch.where(kept, sample, random_ids), fixed_ids)

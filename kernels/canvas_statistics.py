@@ -23,7 +23,7 @@ from hybrid.kernels.noise import (
 class CanvasStatistics(NamedTuple):
     """``p`` [R, C, V]; of every place the likeliest token ``best_ids`` int64 [R, C], the
     ``entropy`` [R, C] in nats and whether it is ``accepted``, bool [R, C]; ``mean_entropy`` [R] of
-    the free places, zero if there are none.
+    the free places, zero if there are none and NaN if a distribution among them is not finite.
     """
 
     p: Tensor

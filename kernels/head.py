@@ -33,7 +33,9 @@ class HeadSample:
 
     ``logits`` [T, V] are divided by the temperature and rounded to the activations' dtype; all else
     is of the unrounded ones: ``largest``, ``log_sum_exp`` and ``entropy`` (nats) float32 [T],
-    ``best`` and ``sample`` int32 [T], ``tile_largest`` float32 [T, V / VOCABULARY_TILE].
+    ``best`` and ``sample`` int32 [T], ``tile_largest`` float32 [T, V / VOCABULARY_TILE]. Of
+    logits with NaN or infinity ``entropy`` and ``log_sum_exp`` are NaN; ids are below V all the
+    same.
     """
 
     logits: Tensor

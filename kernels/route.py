@@ -24,6 +24,7 @@ def route(
 
     ``x`` [T, H] is the residual stream, ``scale`` [H], ``weight`` [E, H]; a weight is the softmax
     over the k chosen times ``expert_scale`` float32 [E]. Equal logits choose the lower number.
+    A token with NaN has NaN for weights, and experts that exist.
     """
     if not uses_triton(x):
         return route_torch(x, scale, weight, expert_scale, top_k, eps)

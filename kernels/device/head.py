@@ -153,6 +153,12 @@ def first_at(values, top, ids, NONE: tl.constexpr):
 
 
 @triton.jit
+def first_in_range(is_top, ids, V: tl.constexpr):
+    """The least of `ids` that `is_top`, below V even where NaN equals nothing: it is an address."""
+    return tl.minimum(tl.min(tl.where(is_top, ids, V), 0), V - 1)
+
+
+@triton.jit
 def merge_scores(
     largest, sums, best, given, scores, chosen, TILES: tl.constexpr, V: tl.constexpr,
     BLOCK_TILES: tl.constexpr,
@@ -165,7 +171,7 @@ def merge_scores(
     total = tl.sum(tl.load(sums + places, mask=mask, other=0.0) * tl.exp(tops - top), 0)
     tl.store(scores + row, tl.load(given + row) - top - tl.log(total))
     ids = tl.load(best + places, mask=mask, other=V)
-    tl.store(chosen + row, tl.min(tl.where(tops == top, ids, V), 0))
+    tl.store(chosen + row, first_in_range(tops == top, ids, V))
 
 
 @triton.jit
@@ -189,7 +195,7 @@ def merge_samples(
     tl.store(log_sum_exp + row, top + tl.log(total))
     tl.store(entropy + row, tl.log(total) - mean)
     ids = tl.load(tile_best + places, mask=mask, other=V)
-    tl.store(best + row, tl.min(tl.where(tops == top, ids, V), 0))
+    tl.store(best + row, first_in_range(tops == top, ids, V))
     highest = tl.load(noisy + places, mask=mask, other=float("-inf"))
     ids = tl.load(drawn + places, mask=mask, other=V)
-    tl.store(sample + row, tl.min(tl.where(highest == tl.max(highest, 0), ids, V), 0))
+    tl.store(sample + row, first_in_range(highest == tl.max(highest, 0), ids, V))

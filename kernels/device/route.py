@@ -44,7 +44,9 @@ def choose(
         logits = tl.dot(low, column, logits)
     logits *= (tl.rsqrt(squares / H + EPS) * H**-0.5)[:, None]
     logits = tl.where((offs_e < E)[None, :], logits, float("-inf"))
-    _store_largest(logits, expert_scale, experts, weights, token, tokens, TOP_K, BLOCK_T, BLOCK_E)
+    _store_largest(
+        logits, expert_scale, experts, weights, token, tokens, E, TOP_K, BLOCK_T, BLOCK_E
+    )
 
 
 @triton.jit
@@ -55,11 +57,15 @@ def _store_largest(
     weights,
     token,
     tokens,
+    E: tl.constexpr,
     TOP_K: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """Take the largest `TOP_K` times over, then the softmax of what was taken."""
+    """Take the largest `TOP_K` times over, then the softmax of what was taken.
+
+    NaN equals nothing: such a token takes the last expert, and its weights are NaN.
+    """
     offs_e = tl.arange(0, BLOCK_E)
     BLOCK_K: tl.constexpr = triton.next_power_of_2(TOP_K)
     offs_k = tl.arange(0, BLOCK_K)
@@ -68,7 +74,7 @@ def _store_largest(
     for choice in tl.static_range(TOP_K):
         largest = tl.max(logits, 1)
         at_largest = logits == largest[:, None]
-        number = tl.min(tl.where(at_largest, offs_e[None, :], BLOCK_E), 1)
+        number = tl.minimum(tl.min(tl.where(at_largest, offs_e[None, :], BLOCK_E), 1), E - 1)
         is_here = (offs_k == choice)[None, :]
         chosen = tl.where(is_here, number[:, None], chosen)
         values = tl.where(is_here, largest[:, None], values)
