@@ -9,6 +9,7 @@ from hybrid.errors import CapabilityError as CapabilityError
 from hybrid.errors import CheckpointError as CheckpointError
 from hybrid.errors import DeadlineExceeded as DeadlineExceeded
 from hybrid.errors import HybridError as HybridError
+from hybrid.errors import Overloaded as Overloaded
 from hybrid.errors import PolicyError as PolicyError
 from hybrid.errors import RequestError as RequestError
 from hybrid.policies.loader import load_policy as load_policy
@@ -30,6 +31,7 @@ from hybrid.types import Signals as Signals
 from hybrid.types import Timing as Timing
 from hybrid.types import Usage as Usage
 from hybrid.types import Verdict as Verdict
+from hybrid.types import Written as Written
 
 __version__: str
 __all__: list[str]

@@ -1,6 +1,6 @@
 """The policy engine behind any OpenAI or Anthropic client: `hybrid serve`, or `create_app`.
 
-Needs the extra: pip install 'hybrid-gemma[serve]'.
+Needs the extra `serve`.
 """
 
 from hybrid.serve.app import create_app
