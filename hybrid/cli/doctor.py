@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from cyclopts import Parameter
 from rich.table import Table
@@ -18,6 +18,9 @@ from rich.text import Text
 from hybrid.cli.render import printable
 from hybrid.cli.run import Flag
 from hybrid.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from hybrid.kernels.proof import Proof
 
 Status = Literal["good", "less", "broken"]
 SIGNS: dict[Status, tuple[str, str]] = {
@@ -46,15 +49,24 @@ class Finding:
     fix: str = ""
 
 
-def doctor(*, as_json: Annotated[Flag, Parameter(name="--json")] = False) -> int:
+def doctor(
+    *,
+    as_json: Annotated[Flag, Parameter(name="--json")] = False,
+    report_file: Annotated[Path | None, Parameter(name="--report")] = None,
+) -> int:
     """Check this machine, with one line that fixes each failure.
 
     Parameters
     ----------
     as_json
         Print one JSON object.
+    report_file
+        Also write the findings, versions and what was proved of the GPU to this file, as JSON, for
+        a bug report. It has no prompts, answers or tokens, and "~" for the home folder.
     """
     findings = [run(check) for check in CHECKS]
+    if report_file:
+        report_file.write_text(machine_report(findings) + "\n")
     if as_json:
         print(json.dumps({"findings": [asdict(finding) for finding in findings]}))
     else:
@@ -84,6 +96,26 @@ def report(findings: Sequence[Finding]) -> Table:
         if finding.fix:
             table.add_row("", "", Text(f"→ {printable(finding.fix)}", "dim"))
     return table
+
+
+def machine_report(findings: Sequence[Finding]) -> str:
+    """Findings, versions and the proof of the first GPU, if there is one, as JSON."""
+    import torch
+
+    from hybrid import __version__
+    from hybrid.engine.proofs import kept_proof, proof_key
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    proof = kept_proof(device)
+    found = {
+        "hybrid": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device": proof_key(device),
+        "findings": [asdict(finding) for finding in findings],
+        "proof": asdict(proof) if proof else None,
+    }
+    return json.dumps(found, indent=1).replace(str(Path.home()), "~")
 
 
 def check_python() -> Finding:
@@ -135,6 +167,30 @@ def judge_gpu(name: str, size: int, major: int, minor: int) -> Finding:
         fix = f"models run on the CPU; the kernels need sm_{OLDEST_MAJOR}0 (Ampere) or newer"
         return Finding("gpu", "less", f"{which}: too old for the kernels", fix)
     return Finding("gpu", "good", f"{which}: reads NVFP4 weights and multiplies in bfloat16")
+
+
+def check_kernels() -> Finding:
+    """Whether kernels compute on the GPU what they should; proves it if that is not known yet."""
+    import torch
+
+    if not torch.cuda.is_available():
+        fix = "nothing to fix where there is no GPU; hybrid prove compares the references"
+        return Finding("kernels", "less", "not proved: no GPU runs them", fix)
+    from hybrid.engine.proofs import kept_proof, prove_device
+
+    device = torch.device("cuda", 0)
+    return judge_proof(kept_proof(device) or prove_device(device))
+
+
+def judge_proof(proof: "Proof") -> Finding:
+    """What a proof says of a GPU."""
+    count, failures = len(proof.outcomes), proof.failures
+    if not failures:
+        return Finding("kernels", "good", f"{count} of {count} cases are right on this GPU")
+    first = failures[0]
+    message = f"{len(failures)} of {count} cases fail, first {first.case}: {first.detail}"
+    fix = "hybrid prove shows all; models that need them are refused; please report it: --report"
+    return Finding("kernels", "broken", message, fix)
 
 
 def check_embedded_pair() -> Finding:
@@ -224,6 +280,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     check_triton,
     check_transformers,
     check_gpu,
+    check_kernels,
     check_embedded_pair,
     check_compiled,
     check_model_cache,

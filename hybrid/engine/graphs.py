@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from hybrid.engine.device_errors import device_errors
+
 T = TypeVar("T")
 _WARM_UPS = 2  # the first compiles kernels, the second settles the allocator
 _capturing = Lock()  # torch allows one capture at a time in a process
@@ -53,6 +55,16 @@ class Graphs:
         `key` names work and shapes. `idle` are inputs with which the work changes no sequence's
         state: warm-ups and the capture run on them.
         """
+        with device_errors(self._device):
+            return self._run(key, work, inputs, idle)
+
+    def _run(
+        self,
+        key: Hashable,
+        work: Callable[..., Any],
+        inputs: tuple[Tensor, ...],
+        idle: tuple[Tensor, ...],
+    ) -> Any:
         if self._device.type != "cuda":
             return work(*inputs)
         captured = self._captured.get(key)

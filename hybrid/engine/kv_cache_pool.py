@@ -4,6 +4,7 @@ from weakref import WeakKeyDictionary, WeakSet, finalize
 
 import torch
 
+from hybrid.engine.device_errors import require_working
 from hybrid.engine.kv_cache import KVCacheBuffers, KVCacheSize
 from hybrid.engine.memory import OVERHEAD, USUAL_CONTEXT, row_bytes, work_bytes
 from hybrid.errors import CapabilityError
@@ -27,6 +28,7 @@ class KVCachePool:
 
     def new_cache(self, batch_size: int, capacity: int, spare: int | None) -> Cache:
         """See `EngineModel.new_cache`."""
+        require_working(self._device)
         if spare is None:
             spare = default_spare(self._config)
         if min(batch_size, capacity, spare) < 1:

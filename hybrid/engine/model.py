@@ -17,6 +17,7 @@ from hybrid.engine.attention_metadata import (
     DeviceAttentionMetadata,
     device_vectors,
 )
+from hybrid.engine.device_errors import device_errors
 from hybrid.engine.kv_cache import KVCacheBuffers
 from hybrid.engine.kv_cache_pool import KVCachePool
 from hybrid.engine.operations import KERNELS, Operations
@@ -208,7 +209,8 @@ class EngineModel:
             key = ("read", *ids.shape)
             hidden = buffers.graphs.run(key, work, inputs, idle)[:, : metadata.tokens].clone()
         else:
-            hidden = work(*inputs)[:, : metadata.tokens]
+            with device_errors(self.device):
+                hidden = work(*inputs)[:, : metadata.tokens]
         cache.advance(metadata)
         return hidden
 

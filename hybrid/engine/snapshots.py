@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hybrid.engine.canvases import Canvases
+from hybrid.engine.device_errors import device_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,14 @@ class Snapshot:
     accepted: Tensor
     ids: Tensor
     outcome: Tensor
+    device: torch.device
     event: Any = None
 
     def wait(self) -> None:
         """Return once the copies are complete."""
         if self.event is not None:
-            self.event.synchronize()
+            with device_errors(self.device):
+                self.event.synchronize()
 
 
 class Snapshots:
@@ -62,5 +65,6 @@ class Snapshots:
             accepted=copy_of(canvases.accepted),
             ids=copy_of(canvases.ids),
             outcome=copy_of(canvases.outcome),
+            device=canvases.outcome.device,
             event=torch.cuda.Event() if self._on_gpu else None,  # type: ignore[no-untyped-call]
         )

@@ -65,6 +65,8 @@ class Worker:
             reply.add_note(traceback.format_exc())
         del self._cancelled[number]
         self._send(number, reply)
+        if isinstance(reply, BackendError) and reply.stage == "device":
+            os._exit(1)  # a device that failed works again in a new process only
 
     def _outcome(
         self, number: int, question: Answer | Explain | Load, policy: Policy, flag: CancelFlag

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from hybrid.cli import main
-from hybrid.cli.doctor import CHECKS, Finding, judge_gpu, report, run
+from hybrid.cli.doctor import CHECKS, Finding, judge_gpu, judge_proof, machine_report, report, run
 from hybrid.cli.terminal import Terminal
+from hybrid.kernels.proof import Proof, ProofOutcome
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +65,24 @@ def test_what_a_gpu_is_good_for(major: int, status: str, said: str) -> None:
     assert finding.status == status
     assert said in finding.message
     assert "80 GiB" in finding.message
+
+
+def test_a_report_has_what_a_bug_report_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    findings = [Finding("models", "good", f"in {tmp_path}/models")]
+    found = json.loads(machine_report(findings))
+    assert {"hybrid", "python", "system", "device", "findings", "proof"} == {*found}
+    assert {"torch", "triton", "ptxas", "kernels", "driver"} <= {*found["device"]}
+    assert found["findings"][0]["message"] == "in ~/models"
+
+
+def test_kernels_that_fail_are_broken_and_named() -> None:
+    def outcome(passed: bool) -> ProofOutcome:
+        return ProofOutcome("head, 64", "head", "", passed, 0.5, 1e-3, 0.1, 1e-3, None, None, "off")
+
+    assert judge_proof(Proof({}, (outcome(True),))).status == "good"
+    finding = judge_proof(Proof({}, (outcome(True), outcome(False))))
+    assert finding.status == "broken"
+    assert "1 of 2 cases fail, first head, 64: off" in finding.message
