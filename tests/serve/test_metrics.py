@@ -1,5 +1,8 @@
 """Numbers for Prometheus: what is counted, and that nobody's text is a label."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -62,3 +65,20 @@ def test_no_text_is_in_the_numbers(make_client: MakeClient) -> None:
 
 def test_waiting_is_what_is_beyond_a_drafters_rows() -> None:
     assert ROWS == MAX_BATCH_SIZE
+
+
+def test_the_dashboard_asks_for_numbers_that_exist(client: TestClient) -> None:
+    file = Path(__file__).parents[2] / "deploy" / "grafana" / "hybrid.json"
+    dashboard = json.loads(file.read_text("utf-8"))
+    asked = {
+        name.removesuffix("_bucket")
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"hybrid_\w+", target["expr"])
+    }
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    described = {
+        family.name + ("_total" if family.type == "counter" else "") for family in families
+    }
+    assert asked <= described
+    assert len(asked) >= 12
