@@ -5,7 +5,7 @@ BIN := .venv/bin
 OUT ?= runs/curves
 JOBS ?= 2
 
-.PHONY: demo test test-fast test-gates coverage curves docs lint clean
+.PHONY: demo test test-fast test-gates coverage curves docs lint clean test-clients
 
 demo: .venv/installed
 	$(BIN)/hybrid demo
@@ -32,6 +32,10 @@ curves: .venv/installed
 	$(BIN)/hybrid experiment run examples/curves.yaml --out $(OUT)
 	$(BIN)/hybrid experiment report $(OUT)
 	$(BIN)/hybrid fit $(OUT) --out $(OUT)/fitted.yaml
+
+# Other people's clients against the server: installs them from PyPI and npm, needs node.
+test-clients: .venv/installed
+	tests/clients/run
 
 lint: .venv/installed
 	$(BIN)/ruff check .
