@@ -31,6 +31,7 @@ from hybrid.serve.metrics import Metrics
 from hybrid.serve.policies import serve_hybrid, serve_policies
 from hybrid.serve.service import Service
 from hybrid.serve.settings import Settings
+from hybrid.serve.tracing import tracer
 
 log = logging.getLogger("hybrid.serve")
 
@@ -57,6 +58,8 @@ def create_app(
     service = Service(policies, settings, workers)
     metrics = Metrics(service)
     service.observers += [metrics.observe, log_choice]
+    if (trace := tracer()) is not None:
+        service.observers.append(trace)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -6,7 +6,7 @@ writes an `Answer`, or the parts of a stream, in its own shape. Nothing here kno
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hybrid.requests import Options, Prompt
@@ -27,7 +27,8 @@ class Call:
     """One request. Each of `prompts` is answered `n` times, under seeds that follow each other.
 
     `between` are texts that the answer begins and ends with and that the client does not want back:
-    the two sides of a fill in the middle. `ignored` are parameters that change nothing here.
+    the two sides of a fill in the middle. `ignored` are parameters that change nothing here,
+    `trace` the W3C trace context that the client sent.
     """
 
     endpoint: str
@@ -42,6 +43,7 @@ class Call:
     between: tuple[str, str] | None = None
     extension: Extension = Extension()
     ignored: tuple[str, ...] = ()
+    trace: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

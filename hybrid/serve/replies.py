@@ -4,7 +4,7 @@ A client that leaves cancels its work in both cases; ASGI servers do that for st
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import anyio
@@ -20,6 +20,7 @@ from hybrid.serve.service import Emit, Service
 from hybrid.serve.sse import StreamResponse, StreamWriter
 
 T = TypeVar("T")
+_TRACE = ("traceparent", "tracestate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ def service_of(request: Request) -> Service:
 async def reply(request: Request, dialect: Dialect, read: Callable[[], Call]) -> Response:
     """Answer a request; raises ApiError."""
     service = service_of(request)
-    call = translated(dialect.parameters, read)
+    sent = {name: request.headers[name] for name in _TRACE if name in request.headers}
+    call = replace(translated(dialect.parameters, read), trace=sent)
     head = service.head(call)
     key = key_of(request)
     key.check_policy(head.model)
