@@ -86,7 +86,7 @@ class CompiledDenoiseStep:
         """See `DenoiseStep.statistics`."""
         if any(sequence.banned_tokens for sequence in sequences):
             return self._eager.statistics(sequences)
-        statistics = self._model.judge(
+        statistics = self._model.canvas_statistics(
             torch.stack([sequence.canvas_ids for sequence in sequences]),
             _soft_embeddings(sequences),
             *_settings(sequences, self._model.weights.embedding),

@@ -89,8 +89,10 @@ class GemmaRefiner:
     ) -> "GemmaSession":
         """See `Refiner.open`."""
         prompt = self.tokenizer.encode_conversation(request.conversation)
-        room = answer_room(prompt, max_answer_tokens, self.model.config.max_position_embeddings)
-        return GemmaSession(self.model, prompt, room, deadline, sampling)
+        limit = limit_answer_tokens(
+            prompt, max_answer_tokens, self.model.config.max_position_embeddings
+        )
+        return GemmaSession(self.model, prompt, limit, deadline, sampling)
 
     def encode(self, text: str) -> list[int]:
         """See `Refiner.encode`."""
@@ -105,7 +107,7 @@ class GemmaRefiner:
         return self.tokenizer.decode_thought(token_ids)
 
 
-def answer_room(prompt: Sequence[int], max_answer_tokens: int, context: int) -> int:
+def limit_answer_tokens(prompt: Sequence[int], max_answer_tokens: int, context: int) -> int:
     """Tokens that an answer may have after a prompt; raises RequestError if there is no room."""
     if len(prompt) >= context:
         allowed = f"the prompt must leave room in the context: at most {context - 1} tokens"
@@ -192,8 +194,8 @@ class GemmaSession:
         source: Sequence[int] = (),
     ) -> tuple[tuple[int, ...], FinishReason]:
         """See `RefinerSession.write`."""
-        room = self.max_answer_tokens - self.answer_tokens - len(token_ids)
-        return self._write(token_ids, min(max_new_tokens, room), until, Source(source))
+        left = self.max_answer_tokens - self.answer_tokens - len(token_ids)
+        return self._write(token_ids, min(max_new_tokens, left), until, Source(source))
 
     def _write(
         self, token_ids: Sequence[int], limit: int, until: Until | None, source: Source

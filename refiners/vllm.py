@@ -19,7 +19,7 @@ from hybrid.deadline import Deadline
 from hybrid.errors import BackendError, CapabilityError, did_you_mean
 from hybrid.gemma.config import read_end_token_ids
 from hybrid.protocols import SamplingParams, Scores, Until
-from hybrid.refiners.gemma import answer_room
+from hybrid.refiners.gemma import limit_answer_tokens
 from hybrid.refiners.server import Late, Server
 from hybrid.types import FinishReason, PromptFormat, Request
 
@@ -138,9 +138,9 @@ class VllmRefiner:
         """See `Refiner.open`; the first time, this asks the server which models it has."""
         deadline = deadline or Deadline()
         prompt = self.tokenizer.encode_conversation(request.conversation)
-        room = answer_room(prompt, max_answer_tokens, self._find_context(deadline))
+        limit = limit_answer_tokens(prompt, max_answer_tokens, self._find_context(deadline))
         return VllmSession(
-            self, request, tuple(prompt), room, deadline, sampling or SamplingParams()
+            self, request, tuple(prompt), limit, deadline, sampling or SamplingParams()
         )
 
     def encode(self, text: str) -> list[int]:

@@ -43,8 +43,8 @@ def test_every_parameter_is_counted_once(role: Any, capsys: pytest.CaptureFixtur
     assert main(["inspect", str(folder), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["parameters"] == sum(part["parameters"] for part in record["parts"])
-    twin = load_hf_reference(folder)
-    expected = sum(p.numel() for n, p in twin.named_parameters() if "vision" not in n)
+    reference = load_hf_reference(folder)
+    expected = sum(p.numel() for n, p in reference.named_parameters() if "vision" not in n)
     assert abs(record["parameters"] - expected) <= 16  # layers' scalars are buffers in between
     sizes = [file.stat().st_size for file in folder.glob("*.safetensors")]
     assert 0 <= sum(sizes) - record["stored_bytes"] < 200_000  # the rest is the header

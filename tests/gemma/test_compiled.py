@@ -84,7 +84,9 @@ def judged(
     fixed_ids = torch.full_like(canvas_ids, FREE)
     fixed_ids[0, 1] = 17
     if isinstance(model, CompiledModel):
-        found = model.judge(canvas_ids, soft, temperature, bound, fixed_ids, cache, rows)
+        found = model.canvas_statistics(
+            canvas_ids, soft, temperature, bound, fixed_ids, cache, rows
+        )
         assert found is not None
         return found
     return canvas_statistics_torch(

@@ -93,7 +93,7 @@ class Quantizer:
 
     def __enter__(self) -> Self:
         try:
-            missing = self.state.begin() or self._too_little_room()
+            missing = self.state.begin() or self._missing_disk_space()
             if missing:
                 raise CapabilityError(
                     f"quantizing {self.job.source}", str(self.job.target), missing
@@ -106,7 +106,7 @@ class Quantizer:
     def __exit__(self, *error: object) -> None:
         self.state.close()
 
-    def _too_little_room(self) -> str:
+    def _missing_disk_space(self) -> str:
         """What is missing to write all that is unfinished; empty if nothing is."""
         needed = sum(self.size(shard) for shard in self.unfinished)
         free = shutil.disk_usage(self.job.target).free

@@ -76,7 +76,7 @@ class ShardWriter:
             raise
 
     def _discard(self) -> None:
-        """Give the room back; what is still buffered may not fit and is not wanted."""
+        """Free the disk space; what is still buffered may not fit and is not needed."""
         self._stream.raw.close()
         self._partial.unlink(missing_ok=True)
 

@@ -20,8 +20,14 @@ from torch.export import Dim
 
 from hybrid.errors import CapabilityError
 from hybrid.gemma.compiled.flat_cache import PADDING, FlatCache
-from hybrid.gemma.compiled.model import MAX_TOKENS, RENOISING, CompiledModel, judging_program
-from hybrid.gemma.compiled.programs import MAX_ROWS, Causal, Judging, Renoising, kinds_of
+from hybrid.gemma.compiled.model import MAX_TOKENS, RENOISING, CompiledModel, statistics_program
+from hybrid.gemma.compiled.programs import (
+    MAX_ROWS,
+    CausalPass,
+    RenoisePass,
+    StatisticsPass,
+    kinds_of,
+)
 from hybrid.gemma.config import GemmaConfig
 from hybrid.gemma.model.gemma import GemmaModel
 from hybrid.gemma.model.weights import FEW_EXPERTS
@@ -30,7 +36,7 @@ from hybrid.gemma.threads import SMALL_HIDDEN_SIZE
 _MOST = 1 << 24
 # Whose weights are packed for oneDNN: four canvases take 4.5 instead of 5.0 ms (embedded drafter),
 # but one token 1.04 instead of 0.70 ms (embedded refiner), and 16 tokens 0.78 instead of 0.69 ms.
-_FROZEN = {judging_program(MAX_ROWS)}
+_FROZEN = {statistics_program(MAX_ROWS)}
 
 
 def require_small(config: GemmaConfig) -> None:
@@ -50,7 +56,7 @@ def program_names(model: GemmaModel) -> list[str]:
         raise CapabilityError("compiling", str(model.device), "only passes on a CPU gain")
     if model.weights.self_conditioning is None:
         return ["write", "encode"]
-    return [judging_program(1), judging_program(MAX_ROWS), RENOISING, "read"]
+    return [statistics_program(1), statistics_program(MAX_ROWS), RENOISING, "read"]
 
 
 def require_compiler() -> None:
@@ -115,8 +121,8 @@ class _Example:
     def of(cls, model: GemmaModel, name: str) -> "_Example":
         if name == RENOISING:
             return cls._renoising(model)
-        if name in (judging_program(1), judging_program(MAX_ROWS)):
-            return cls._judging(model, 1 if name == judging_program(1) else 3)
+        if name in (statistics_program(1), statistics_program(MAX_ROWS)):
+            return cls._statistics(model, 1 if name == statistics_program(1) else 3)
         return cls._causal(model, name)
 
     @classmethod
@@ -126,10 +132,10 @@ class _Example:
         seeds = torch.ones(1, 2, dtype=torch.int32)
         inputs = p, torch.ones(1, tokens, dtype=torch.bool), seeds, number, number.clone()
         names = "p", "accepted", "seeds", "canvas", "step"
-        return cls(Renoising(model), inputs, dict.fromkeys(names))
+        return cls(RenoisePass(model), inputs, dict.fromkeys(names))
 
     @classmethod
-    def _judging(cls, model: GemmaModel, rows: int) -> "_Example":
+    def _statistics(cls, model: GemmaModel, rows: int) -> "_Example":
         config = model.config
         tokens = config.canvas_length
         row = {0: Dim("rows", min=2, max=MAX_ROWS)} if rows > 1 else {}
@@ -142,7 +148,7 @@ class _Example:
         }
         place, shapes = _place(model, rows, tokens, row, {})
         shapes = {**dict.fromkeys(own, row), **shapes}
-        return cls(Judging(model), (*own.values(), *place.values()), shapes)
+        return cls(StatisticsPass(model), (*own.values(), *place.values()), shapes)
 
     @classmethod
     def _causal(cls, model: GemmaModel, name: str) -> "_Example":
@@ -164,7 +170,7 @@ class _Example:
             **{part: shapes[part] for part in ("keys", "values")},
         }
         inputs = x, rotations, slots, masks, *own.values(), keys, values
-        return cls(Causal(model, name != "read"), inputs, shapes)
+        return cls(CausalPass(model, name != "read"), inputs, shapes)
 
     def exported(self, module: nn.Module) -> torch.export.ExportedProgram:
         """A module that takes these inputs, traced."""

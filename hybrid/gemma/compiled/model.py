@@ -32,7 +32,7 @@ Program = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 class CompiledModel(GemmaModel):
-    """See `GemmaModel`; `programs` are compiled passes by name, as `traced` says."""
+    """See `GemmaModel`; `programs` are compiled passes by name, see programs.py."""
 
     def __init__(
         self, config: GemmaConfig, weights: GemmaWeights, programs: Mapping[str, Program]
@@ -47,7 +47,7 @@ class CompiledModel(GemmaModel):
             spare = default_spare(self.config)
         return FlatCache(self.config, batch_size, capacity, spare, self.device, self.dtype)
 
-    def judge(
+    def canvas_statistics(
         self,
         canvas_ids: Tensor,
         soft_embedding: Tensor | None,
@@ -61,7 +61,7 @@ class CompiledModel(GemmaModel):
         if there is no program for that, or if what it gives are no numbers.
         """
         parts, tokens = _parts(len(rows)), canvas_ids.shape[1]
-        names = [judging_program(size) for size in parts]
+        names = [statistics_program(size) for size in parts]
         is_whole = tokens == self.config.canvas_length
         if not (isinstance(cache, FlatCache) and is_whole and {*names} <= self._programs.keys()):
             return None
@@ -79,7 +79,7 @@ class CompiledModel(GemmaModel):
                 for name, *own, place in zip(names, *pieces, places, strict=True)
             ]
         except LibraryError as error:
-            self._give_up(error)
+            self._disable_programs(error)
             return None
         whole = found[0] if len(parts) == 1 else map(torch.cat, zip(*found, strict=True))
         statistics = CanvasStatistics(*whole)
@@ -89,9 +89,9 @@ class CompiledModel(GemmaModel):
     def renoise(
         self, p: Tensor, accepted: Tensor, seeds: Sequence[int], canvas: int, step: int
     ) -> tuple[Tensor, Tensor] | None:
-        """The next canvas [1, C] and its expected embedding [1, C, H] as `Renoising` makes them of
-        ``p`` [1, C, V] and ``accepted`` [1, C]; None if there is no program for that.
+        """The next canvas [1, C] and its expected embedding [1, C, H], see `RenoisePass`.
 
+        ``p`` is [1, C, V] and ``accepted`` [1, C]. None if there is no program for that.
         More canvases gain nothing, as uncompiled sampling leaves out what cannot win.
         """
         if RENOISING not in self._programs:
@@ -101,7 +101,7 @@ class CompiledModel(GemmaModel):
         try:
             next_ids, soft_embedding = self._programs[RENOISING](given)
         except LibraryError as error:
-            self._give_up(error)
+            self._disable_programs(error)
             return None
         return next_ids, soft_embedding
 
@@ -125,7 +125,7 @@ class CompiledModel(GemmaModel):
                 packed = torch.cat([next(rows)[:length] for length in group.lengths])[None]
                 outputs += self._programs[name]([packed, *self._packed_place(group, cache)])
         except LibraryError as error:
-            self._give_up(error)
+            self._disable_programs(error)
             return super()._run(x, metadata, cache, is_whole)
         if is_whole and not is_finite(outputs[0]):
             return super()._run(x, metadata, cache, is_whole)  # which raises, with the layer
@@ -172,7 +172,7 @@ class CompiledModel(GemmaModel):
                 rotations.append(torch.cat(rows)[None] if metadata.causal else torch.stack(rows))
         return tuple(rotations)
 
-    def _give_up(self, error: LibraryError) -> None:
+    def _disable_programs(self, error: LibraryError) -> None:
         """Run uncompiled from now on."""
         self._programs = {}
         _log.warning("compiled passes are not used any more: %s", error)
@@ -195,7 +195,7 @@ def load_small(path: str | Path) -> GemmaModel:
     return CompiledModel(model.config, model.weights, programs) if programs else model
 
 
-def judging_program(rows: int) -> str:
+def statistics_program(rows: int) -> str:
     """The program for canvases of so many rows."""
     return "judge_row" if rows == 1 else "judge_rows"
 

@@ -1,6 +1,6 @@
 """The passes that are compiled ahead of time, as functions of tensors alone.
 
-A denoising pass goes on to what is made of its logits, and `Renoising` to the next canvases.
+A denoising pass goes on to what is made of its logits, and `RenoisePass` to the next canvases.
 
 Nothing of a request is built in: which slots of the cache a pass sees, what is hidden and how
 positions turn are inputs. Unlike in `GemmaModel` a canvas is never written to the cache, its keys
@@ -49,7 +49,7 @@ class AttentionInputs:
         return [*self.rotations, *self.slots, *self.masks, *self.own_masks, *self.written]
 
 
-class Judging(nn.Module):
+class StatisticsPass(nn.Module):
     """A step's pass, and what is made of its logits: a `CanvasStatistics` as a tuple.
 
     ``canvas_ids`` [R, C], ``soft_embedding`` [R, C, H], the others as `canvas_statistics_torch`
@@ -81,7 +81,7 @@ class Judging(nn.Module):
         return tuple(canvas_statistics_torch(logits, temperature, bound, fixed_ids))
 
 
-class Renoising(nn.Module):
+class RenoisePass(nn.Module):
     """The next canvases as `renoise_torch` makes them, and the embeddings that ``p`` expects."""
 
     def __init__(self, model: GemmaModel) -> None:
@@ -95,7 +95,7 @@ class Renoising(nn.Module):
         return next_ids, self._model.soft_embed(p)
 
 
-class Causal(nn.Module):
+class CausalPass(nn.Module):
     """``x`` [1, T, H] through all layers, or up to the last layer's keys and values."""
 
     def __init__(self, model: GemmaModel, is_whole: bool) -> None:
@@ -153,13 +153,13 @@ class Stack:
                     torch.cat((layer_values[earlier], value), 1),
                     masks[kind],
                 )
-                x = self._go_on(layer, x, attended)
+                x = self._finish_layer(layer, x, attended)
             if self._causal:
                 layer_keys[place.written[kind]] = key[0]
                 layer_values[place.written[kind]] = value[0]
         return x
 
-    def _go_on(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
+    def _finish_layer(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
         weights = layer.weights
         output = linear(attended, weights.attention.output).view(x.shape)
         x = add_rms_norm_torch(x, output, weights.attention.post_norm, self._eps)
