@@ -16,5 +16,8 @@ class NumberTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         return " ".join(map(str, token_ids))
 
+    def decode_thought(self, token_ids: Sequence[int]) -> str:
+        return ""
+
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         return [f"{token} " for token in token_ids]
