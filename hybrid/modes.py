@@ -31,6 +31,8 @@ class Mode:
     """A refine mode: `answer` says in a few words what comes out.
 
     `settings` are the refine settings, besides the mode itself, that its answer depends on.
+    `mends` is a guess for tasks that were not measured: the share of a draft's failures that the
+    mode notices and that come right, if what replaces them is right.
     """
 
     guarantee: Guarantee
@@ -39,6 +41,7 @@ class Mode:
     answer: str
     needs_refiner: bool = False
     settings: tuple[str, ...] = ()
+    mends: float = 0.0
 
     @property
     def needs_drafter(self) -> bool:
@@ -74,6 +77,7 @@ MODES: Mapping[RefineMode, Mode] = {
         "picks from several drafts made together, by checks and score",
         "the draft that scores best",
         settings=("scorer", "drafts"),
+        mends=0.5,
     ),
     "repair": Mode(
         "guarded",
@@ -81,6 +85,7 @@ MODES: Mapping[RefineMode, Mode] = {
         "rewrites weak tokens with the rest held fast, and keeps what is surer or passes a check",
         "the draft, or a better one",
         settings=("scorer", "min_token_logprob", "repair_with"),
+        mends=0.2,
     ),
     "guide": Mode(
         "none",
@@ -89,6 +94,7 @@ MODES: Mapping[RefineMode, Mode] = {
         "a draft under its influence",
         needs_refiner=True,
         settings=("min_token_logprob", "guide_every"),
+        mends=0.5,
     ),
     "cascade": Mode(
         "ar_or_draft",
@@ -97,6 +103,7 @@ MODES: Mapping[RefineMode, Mode] = {
         "a draft that passed, or its own",
         needs_refiner=True,
         settings=("scorer", "min_mean_logprob", "min_token_logprob", "temperature"),
+        mends=0.9,
     ),
     "verify": Mode(
         "lossless",
@@ -113,6 +120,7 @@ MODES: Mapping[RefineMode, Mode] = {
         "its own, having read the draft",
         needs_refiner=True,
         settings=("temperature",),
+        mends=0.8,
     ),
     "generate": Mode(
         "lossless",

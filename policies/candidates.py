@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from hybrid.modes import MODES
 from hybrid.policies.forecast import Column, PlanLatency, forecast
 from hybrid.policies.latency import LatencyModel, Quantiles
 from hybrid.policies.schema import QualitySection
@@ -25,13 +26,12 @@ Points = tuple[tuple[int, float], ...]
 _REFINER_PRIOR, _DRAFT_PRIOR, _STEPS_PRIOR = 0.92, 0.84, 6.0
 _USED_PRIOR = 12.0  # steps used at p50 where nothing is measured; the model's guide says 12 to 16
 _AGREEMENT_PRIOR = 0.7  # share of a draft of many steps that verify keeps
-_BEST_OF_RECOVERY = 0.5  # share of a wrong draft's failures that another draft mends, if right
-_REPAIR_RECOVERY = 0.2  # share of a draft's failures that show in its scores and can be mended
-_GUIDE_RECOVERY = 0.5  # of what the refiner would have got right
-_REWRITE_RECOVERY = 0.8
 # The modes whose quality is a table's own figure: of drafts, and of the refiner alone.
-_MEASURED: frozenset[RefineMode] = frozenset({"none", "score", "verify", "generate"})
-_CASCADE_RECOVERY = 0.9  # share of a draft's failures that a cascade notices and mends
+_MEASURED: frozenset[RefineMode] = frozenset(
+    mode
+    for mode, facts in MODES.items()
+    if facts.guarantee == "lossless" or not facts.changes_drafts
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,25 +179,22 @@ def prior_quality(cap: int | None, mode: RefineMode) -> float:
 
 
 def qualities(drafts: Sequence[float], refiner: float) -> dict[RefineMode, Column]:
-    """Of drafts under every refine mode, and of the refiner alone."""
-    draft = np.array([round(quality, 2) for quality in drafts])
+    """Of drafts under every refine mode, and of the refiner alone.
 
-    def mended(share: float) -> Column:
-        # A guess: it never ranks above both of what it is made of, the draft and the refiner.
-        guesses = ((q, q + (1 - q) * refiner * share) for q in drafts)
-        return np.array([round(min(guess, max(q, refiner)), 2) for q, guess in guesses])
-
-    return {
-        "none": draft,
-        "score": draft,
-        "repair": np.array([round(q + (1 - q) * _REPAIR_RECOVERY, 2) for q in drafts]),
-        "best_of": np.array([round(q + (1 - q) * q * _BEST_OF_RECOVERY, 2) for q in drafts]),
-        "guide": mended(_GUIDE_RECOVERY),
-        "rewrite": mended(_REWRITE_RECOVERY),
-        "cascade": mended(_CASCADE_RECOVERY),
-        "verify": np.full_like(draft, round(refiner, 2)),
-        "generate": np.array([round(refiner, 2)]),
-    }
+    What a mode mends is a guess, which never ranks above both the draft and the refiner.
+    """
+    found: dict[RefineMode, Column] = {}
+    for mode, facts in MODES.items():
+        if facts.guarantee == "lossless":
+            values = [refiner] * (len(drafts) if facts.needs_drafter else 1)
+        elif facts.needs_refiner:
+            mended = (q + (1 - q) * refiner * facts.mends for q in drafts)
+            values = [min(m, max(q, refiner)) for q, m in zip(drafts, mended, strict=True)]
+        else:
+            several = facts.cost.drafts == "several"  # another draft is as often right as this one
+            values = [q + (1 - q) * (q if several else 1.0) * facts.mends for q in drafts]
+        found[mode] = np.array([round(value, 2) for value in values])
+    return found
 
 
 def interpolate(points: Points, x: int) -> float:

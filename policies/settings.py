@@ -20,7 +20,9 @@ from hybrid.types import (
 
 _DEFAULT_STEPS = (16,)
 _COLDEST = 1e-3  # a draft at temperature 0: logits are divided by it
-_KEEPS_FIXED_TEXT: tuple[RefineMode, ...] = ("none", "score")
+_KEEPS_FIXED_TEXT: tuple[RefineMode, ...] = tuple(
+    mode for mode, facts in MODES.items() if facts.needs_drafter and not facts.changes_drafts
+)
 
 
 @dataclass(frozen=True, slots=True)
