@@ -193,7 +193,7 @@ _SAMPLE = 2000  # trials that are planned for an estimate
 
 def _tell(trials: "Sequence[Trial]", todo: "Sequence[Trial]", seconds: float, folder: Path) -> None:
     """What a dry run says."""
-    from hybrid.experiments.statistics import detectable_difference
+    from hybrid.experiments.statistics import DISCORDANCE, detectable_difference, items_needed
 
     if not trials:
         raise RequestError("experiment", "no trials", "at least one policy and one item")
@@ -212,10 +212,12 @@ def _tell(trials: "Sequence[Trial]", todo: "Sequence[Trial]", seconds: float, fo
         f"{len(conditions)} policies, {len(trials)} requests, {len(todo)} of them not yet in "
         f"{folder}; about {seconds / 60:.1f} minutes one at a time, by the plans' medians"
     )
-    console.print(
-        f"with {pairs} items, two policies that disagree on 15 % of them can be told apart "
-        f"(80 % power, 5 % level) if their accuracies differ by {100 * least:.1f} points"
-    )
+    where = f"{pairs} items, of which two policies disagree on 15 % (80 % power, 5 % level)"
+    needed = items_needed(DISCORDANCE)
+    if pairs < needed:
+        console.print(f"{where}: too few to show any difference in accuracy; {needed} show some")
+    else:
+        console.print(f"{where}, show differences in accuracy from {100 * least:.1f} points")
 
 
 def _progress() -> Progress:

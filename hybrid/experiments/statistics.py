@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 LEVEL = 0.95
 _DRAWS = 2000
 _LEAST_S = 1e-9  # of a request, where a clock said none
-_DISCORDANCE = 0.15  # share of answers on which two policies disagree, before anything is known
+DISCORDANCE = 0.15  # share of answers on which two policies disagree, before anything is known
 Interval = tuple[float, float]
 Values = Sequence[float] | NDArray[np.float64]
 
@@ -161,7 +161,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def items_needed(difference: float, discordance: float = _DISCORDANCE, power: float = 0.8) -> int:
+def items_needed(difference: float, discordance: float = DISCORDANCE, power: float = 0.8) -> int:
     """Pairs needed to see a difference in accuracy (Connor 1987, for McNemar's test)."""
     from scipy.stats import norm
 
@@ -173,7 +173,7 @@ def items_needed(difference: float, discordance: float = _DISCORDANCE, power: fl
     return math.ceil((spread / difference) ** 2)
 
 
-def detectable_difference(pairs: int, discordance: float = _DISCORDANCE) -> float:
+def detectable_difference(pairs: int, discordance: float = DISCORDANCE) -> float:
     """The least difference in accuracy that so many pairs show; at most the discordance."""
     low, high = 1e-4, discordance
     if items_needed(high, discordance) > pairs:
