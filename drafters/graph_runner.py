@@ -4,6 +4,7 @@ The host asks for step n + 1 before it looks at step n, so the device never wait
 must be known at once is waited for: a canvas with a guide, and one whose time is up.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -16,6 +17,7 @@ from hybrid.drafters.sequence import DraftSequence
 from hybrid.engine.canvases import Canvases, Start
 from hybrid.engine.model import EngineModel
 from hybrid.engine.snapshots import Snapshot, Snapshots
+from hybrid.errors import BackendError
 from hybrid.kernels.accept import FREE
 from hybrid.protocols import Votes
 
@@ -133,7 +135,10 @@ def _load_results(snapshot: Snapshot, sequences: Sequence[DraftSequence]) -> lis
     for sequence in sequences:
         row = sequence.row
         canvas, step, converged, mean_entropy = snapshot.outcome[row].tolist()
-        if canvas == sequence.canvas and step > sequence.step:
+        if canvas == sequence.canvas and math.isnan(mean_entropy):
+            found = f"canvas {sequence.canvas + 1}, step {int(step)}: logits are not finite"
+            sequence.finish(BackendError("denoise", f"{found}: the model's activations overflow"))
+        elif canvas == sequence.canvas and step > sequence.step:
             sequence.load_result(
                 step=int(step),
                 canvas_ids=snapshot.ids[row].long(),
