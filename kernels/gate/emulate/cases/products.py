@@ -35,7 +35,7 @@ _NATIVE = (100, 120)
 _HEADS = Tolerance(of_largest=0.005, rms=0.004)
 _EXPERTS = Tolerance(of_largest=0.01, rms=0.003)
 _NATIVE_ROWS = Tolerance(relative=2**-8, of_largest=1e-6, rms=0.003)
-_NATIVE_EXPERTS = Tolerance(of_largest=0.02, rms=0.01)  # a code may fall to the other side
+_NATIVE_EXPERTS = Tolerance(of_largest=0.06, rms=0.02)  # a code may fall to the other side
 
 
 def product_cases() -> list[Case]:
@@ -126,4 +126,4 @@ def _experts(make: Callable[..., Weight], tokens: int, number: int, near: Tolera
     chosen = torch.rand(tokens, number).topk(top_k).indices.int()
     weights = [make(number, 2 * size, hidden), make(number, hidden, size)]
     arguments = [normal(tokens, hidden), chosen, torch.rand(tokens, top_k), *weights]
-    return compare(experts, experts_torch, arguments, near)
+    return compare(experts, experts_torch, arguments, near, widened=() if make is native else (0,))
