@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 
 def cut(text: str, stops: Sequence[str]) -> tuple[str, str | None]:
-    """The text before the first stop string, and which it was; of two at one place the longer."""
-    found = [(at, -len(stop), stop) for stop in stops if (at := text.find(stop)) >= 0]
+    """The text before the first stop string, and which it was; of two at one place the shorter.
+
+    In a stream it is the shorter that is complete first.
+    """
+    found = [(at, len(stop), stop) for stop in stops if (at := text.find(stop)) >= 0]
     if not found:
         return text, None
     at, _, stop = min(found)
