@@ -74,24 +74,39 @@ class Forecast:
         found, wait = self._without_waiting(mode), self.latency.draft_wait
         if mode != "none":
             wait += self.latency.refine_wait
+        if not wait.p95_s:
+            return found
         return found._replace(p50_s=found.p50_s + wait.p50_s, p95_s=found.p95_s + wait.p95_s)
 
     def _without_waiting(self, mode: RefineMode) -> PlanLatency:
         if mode not in self._known:
             found = self._corrected(mode, *self._service(mode))
-            p50_s, p95_s = found.p50_s, found.p95_s
-            for part in MODES[mode].contains:
+            # Without corrections, a mode's parts are summands of its own latency.
+            parts = MODES[mode].contains if self._is_corrected else ()
+            for part in parts:
                 if part != mode:
                     inner = self._without_waiting(part)
-                    p50_s, p95_s = np.maximum(p50_s, inner.p50_s), np.maximum(p95_s, inner.p95_s)
-            self._known[mode] = found._replace(p50_s=p50_s, p95_s=p95_s)
+                    p50_s = np.maximum(found.p50_s, inner.p50_s)
+                    p95_s = np.maximum(found.p95_s, inner.p95_s)
+                    found = PlanLatency(p50_s, p95_s, *found[2:])
+            self._known[mode] = found
         return self._known[mode]
+
+    @property
+    def _is_corrected(self) -> bool:
+        known = self.latency.tasks.get(self.task, self.latency.all_tasks)
+        return bool(known.corrections or self.latency.all_tasks.corrections)
 
     def _corrected(self, mode: RefineMode, usual: Column, most: Column) -> PlanLatency:
         factors, slowdown = self.latency.correction(self.task, mode), self.latency.slowdown
-        p50_s = usual * min(factors.p50 * slowdown, MAX_FACTOR)
-        p95_s = np.maximum(most * min(factors.p95 * slowdown, MAX_FACTOR), p50_s)
-        return PlanLatency(p50_s, p95_s, usual * slowdown, most * slowdown)
+        by_p50 = min(factors.p50 * slowdown, MAX_FACTOR)
+        by_p95 = min(factors.p95 * slowdown, MAX_FACTOR)
+        p50_s, p95_s = usual * by_p50, most * by_p95
+        if by_p95 < by_p50:
+            p95_s = np.maximum(p95_s, p50_s)
+        if slowdown != 1.0:
+            usual, most = usual * slowdown, most * slowdown
+        return PlanLatency(p50_s, p95_s, usual, most)
 
     def _service(self, mode: RefineMode) -> Columns:
         """p50 and p95 as the parts cost, at the machine's usual speed."""
