@@ -70,9 +70,8 @@ def _write(out: Path, values: Mapping[str, Any], found: Sequence[str]) -> None:
     yaml.default_flow_style = None
     yaml.width = 100
     policy = CommentedMap(values)
-    policy.yaml_set_start_comment(
-        "\n".join(["On items that nothing was chosen by, right answers:", *found, " "])
-    )
+    title = "Right answers on the items that chose nothing, fitted against each preset:"
+    policy.yaml_set_start_comment("\n".join([title, *found, " "]))
     try:
         with out.open("w", encoding="utf-8") as stream:
             yaml.dump(policy, stream)
