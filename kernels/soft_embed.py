@@ -46,7 +46,7 @@ def soft_embed(
     from hybrid.kernels.device.soft_embed import expect, merge_shares
 
     (tokens, vocabulary), hidden_size = logits.shape, embedding.shape[1]
-    tile = _tile(architecture(logits.device), tokens, tile_largest is not None)
+    tile = _tile(architecture(logits.device), tokens, tile_largest is not None and skip_below > 0)
     blocks = -(-tokens // tile.block_m) * -(-hidden_size // tile.block_h)
     splits = _splits(blocks, -(-vocabulary // VOCABULARY_TILE), multiprocessors(logits.device))
     parts = torch.empty(splits, tokens, hidden_size, device=logits.device)
