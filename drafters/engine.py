@@ -145,7 +145,7 @@ class DraftEngine:
     def _postprocess(self) -> None:
         """Hand finished drafts to those who wait, and free their rows."""
         for sequence in [*self.scheduler.running]:
-            if sequence.finish_reason is not None:
+            if sequence.finish_reason is not None and not sequence.finished.is_set():
                 sequence.finish(self._draft(sequence))
             if sequence.finished.is_set():
                 self.scheduler.remove(sequence)

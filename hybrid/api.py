@@ -4,19 +4,27 @@ Models load at the first request, outside its budget. Requests from several thre
 drafter's denoising steps; each has the answer that its seed would have had alone.
 """
 
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Self, Unpack
 
-from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
+from anyio import (
+    CancelScope,
+    CapacityLimiter,
+    create_task_group,
+    get_cancelled_exc_class,
+    to_thread,
+)
 
 from hybrid.backends import Models
 from hybrid.deadline import CancelFlag
-from hybrid.errors import BackendError, RequestError
+from hybrid.errors import Overloaded, RequestError
 from hybrid.event_stream import EventStream
 from hybrid.local import Local
 from hybrid.pipeline import Custom, Emit
@@ -25,10 +33,11 @@ from hybrid.policies.rules import PythonRule, check_signals
 from hybrid.policies.schema import Policy
 from hybrid.policies.watch import WatchedPolicy
 from hybrid.requests import Options, Prompt, make_request
-from hybrid.types import Event, Finished, Plan, Request, Result, SignalValue
+from hybrid.types import Event, Plan, Request, Result, SignalValue
 from hybrid.workers.pool import Workers
 
 MAX_IN_FLIGHT = 256
+_MIN_RETRY_S, _INTERVALS = 0.01, 16
 _BATCH_THREADS = 32  # that ask for the requests of one batch
 
 
@@ -71,6 +80,7 @@ class Hybrid:
         self._host = Workers(workers, custom) if workers else Local(custom, models)
         self._lock = Lock()
         self._in_flight, self._max_in_flight = 0, max_in_flight
+        self._answered_at, self._interval_s = time.monotonic(), 0.0
 
     @classmethod
     def from_policy(
@@ -174,15 +184,17 @@ class Hybrid:
         request, policy = make_request(prompt, options), self.policy
         with self._lock:
             if self._in_flight >= self._max_in_flight:
-                count = f"{self._in_flight} requests are being answered"
-                message = f"{count}, as many as are allowed at once"
-                raise BackendError("queue", message, retryable=True)
+                wait_s = self._interval_s * (self._in_flight - self._max_in_flight + 1)
+                raise Overloaded(wait_s, max(_MIN_RETRY_S, wait_s), self._in_flight)
             self._in_flight += 1
         try:
             return self._host.answer(request, policy, emit, cancelled)
         finally:
             with self._lock:
                 self._in_flight -= 1
+                now = time.monotonic()
+                self._interval_s += (now - self._answered_at - self._interval_s) / _INTERVALS
+                self._answered_at = now
 
 
 class AsyncHybrid:
@@ -216,10 +228,15 @@ class AsyncHybrid:
 
     async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Result:
         """See `Hybrid.generate`; cancelling the task frees the models within one step."""
-        async for event in self.stream(prompt, **options):
-            if isinstance(event, Finished):
-                return event.result
-        raise AssertionError("a stream ends with Finished or an error")
+        cancelled = CancelFlag()
+        work = partial(self._hybrid._answer, prompt, options, None, cancelled)
+        try:
+            return await to_thread.run_sync(
+                work, limiter=CapacityLimiter(1), abandon_on_cancel=True
+            )
+        except get_cancelled_exc_class():
+            cancelled.set()
+            raise
 
     async def generate_batch(
         self, prompts: Iterable[Prompt], **options: Unpack[Options]
@@ -261,8 +278,21 @@ class AsyncHybrid:
             with CancelScope(shield=True):
                 await to_thread.run_sync(events.close, limiter=CapacityLimiter(1))
 
+    async def explain(self, prompt: Prompt, **options: Unpack[Options]) -> Plan:
+        """See `Hybrid.explain`."""
+        return await to_thread.run_sync(partial(self._hybrid.explain, prompt, **options))
+
+    async def load(self) -> Self:
+        """See `Hybrid.load`."""
+        await to_thread.run_sync(self._hybrid.load)
+        return self
+
+    async def close(self) -> None:
+        """See `Hybrid.close`."""
+        await to_thread.run_sync(self._hybrid.close)
+
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        self._hybrid.close()
+        await self.close()

@@ -87,8 +87,8 @@ class Overloaded(BackendError):
 
     def __init__(self, predicted_wait_s: float, retry_after_s: float, in_flight: int) -> None:
         message = (
-            f"{in_flight} requests are being answered; to wait {predicted_wait_s:.2f} s for them "
-            f"would take longer than the budget allows; try again in {retry_after_s:.2f} s"
+            f"{in_flight} requests are being answered, and one more would be late: it would wait "
+            f"{predicted_wait_s:.2f} s for them; try again in {retry_after_s:.2f} s"
         )
         super().__init__("queue", message, retryable=True)
         self.predicted_wait_s, self.retry_after_s = predicted_wait_s, retry_after_s

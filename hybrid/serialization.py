@@ -7,8 +7,10 @@ null.
 import json
 import math
 from dataclasses import asdict, replace
+from html import escape
 from typing import Any
 
+from hybrid.deadline import format_duration
 from hybrid.types import Plan, Result
 
 
@@ -25,9 +27,34 @@ def record(result: Result | Plan) -> dict[str, Any]:
     return values
 
 
+def to_dict(result: Result | Plan) -> dict[str, Any]:
+    """As `record`, in values that JSON can hold: no NaN, no infinity, lists for tuples."""
+    values: dict[str, Any] = finite(record(result))
+    return values
+
+
+def to_html(result: Result) -> str:
+    """A small table for notebooks: the answer, the plan, time and notes."""
+    timing, plan = result.timing, result.plan
+    budget = "" if timing.budget_s is None else f" of {format_duration(timing.budget_s)}"
+    rows = [
+        ("answer", result.text),
+        ("plan", f"{plan.label} ({plan.rule})"),
+        ("time", f"{format_duration(timing.total_s)}{budget}"),
+        ("finish reason", result.finish_reason),
+        *(("note", note) for note in result.notes),
+    ]
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{escape(name)}</th>"
+        f"<td style='text-align:left;white-space:pre-wrap'>{escape(value)}</td></tr>"
+        for name, value in rows
+    )
+    return f"<table>{cells}</table>"
+
+
 def to_json(result: Result | Plan) -> str:
     """One JSON object on one line, in ASCII: safe in any terminal, pipe and encoding."""
-    return json.dumps(finite(record(result)), allow_nan=False)
+    return json.dumps(to_dict(result), allow_nan=False)
 
 
 def finite(value: Any) -> Any:

@@ -6,7 +6,7 @@ are those of the drafter's tokenizer, which the refiner shares.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "budget"]  # end token, max_new_tokens or context, deadline
@@ -242,6 +242,18 @@ class Plan:
         """The plan in a few words, such as '16 steps + verify'."""
         return plan_label(self.draft.max_denoising_steps if self.draft else None, self.refine.mode)
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values that JSON can hold."""
+        from hybrid.serialization import to_dict
+
+        return to_dict(self)
+
+    def to_json(self) -> str:
+        """All of it as one JSON object on one line."""
+        from hybrid.serialization import to_json
+
+        return to_json(self)
+
 
 def plan_label(max_denoising_steps: int | None, mode: RefineMode) -> str:
     """A choice of steps and refining in a few words."""
@@ -396,6 +408,25 @@ class Result:
     notes: tuple[str, ...] = field(default=())
     checks: tuple[CheckOutcome, ...] = ()
     id: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values that JSON can hold."""
+        from hybrid.serialization import to_dict
+
+        return to_dict(self)
+
+    def to_json(self) -> str:
+        """All of it as one JSON object on one line."""
+        from hybrid.serialization import to_json
+
+        return to_json(self)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the answer and how it came about."""
+        from hybrid.serialization import to_html
+
+        return to_html(self)
+
     thought: str = ""
     prompt_format: PromptFormat | None = None
 

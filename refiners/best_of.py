@@ -4,6 +4,8 @@ With `scorer: self` the drafter's own causal half chooses, and no second model i
 log-probability of a draft tells right from wrong better than the mean: one bad token is enough.
 """
 
+import math
+
 from hybrid.refiners.context import Outcome, RefineContext
 from hybrid.refiners.verdict import evaluate_draft
 from hybrid.types import Verdict
@@ -32,4 +34,5 @@ def best_of(context: RefineContext) -> Outcome:
 
 def _worth(verdict: Verdict) -> tuple[int, bool, float]:
     """Fewer failed checks first, then anything at all, then the surest weakest token."""
-    return -len(verdict.failed_checks), bool(verdict.logprobs), verdict.min_logprob
+    least = -math.inf if math.isnan(verdict.min_logprob) else verdict.min_logprob
+    return -len(verdict.failed_checks), bool(verdict.logprobs), least

@@ -50,14 +50,14 @@ class RefinerGuide:
         except Exception as problem:
             self.problem = problem
             return Votes()
+        read = len(scores.logprobs)  # fewer than tokens where the answer may not be so long
         agreed = next(
-            (at for at, token in enumerate(token_ids) if token != scores.choices[at]),
-            len(scores.logprobs),
+            (at for at, token in enumerate(token_ids[:read]) if token != scores.choices[at]), read
         )
-        weak = {at for at, value in enumerate(scores.logprobs) if value < self._least}
-        # Only there is all that the refiner has read before it settled.
-        barred = {(agreed, token_ids[agreed])} if agreed in weak else set()
-        return Votes(frozenset(range(agreed)), frozenset(weak), frozenset(barred))
+        weak = {at for at, value in enumerate(scores.logprobs) if not value >= self._least}
+        # Only at that position is everything before it agreed on.
+        banned = {(agreed, token_ids[agreed])} if agreed in weak else set()
+        return Votes(frozenset(range(agreed)), frozenset(weak), frozenset(banned))
 
     def _read(self, before: Sequence[int], token_ids: Sequence[int]) -> Scores:
         """The refiner's view of the canvas, after what earlier canvases have settled."""

@@ -57,7 +57,9 @@ def weak_tokens(
 ) -> frozenset[int]:
     """Places below the token threshold; where a check fails and none is, the least likely ones."""
     least = params.min_token_logprob
-    weak = [place for place, value in enumerate(logprobs) if least is not None and value < least]
+    weak = [
+        place for place, value in enumerate(logprobs) if least is not None and not value >= least
+    ]
     if not weak and has_failed:
         by_worth = sorted(range(len(logprobs)), key=lambda place: logprobs[place])
         weak = by_worth[: -(-len(logprobs) // _SHARE_REDONE)]

@@ -7,17 +7,17 @@ import pytest
 
 from hybrid.backends import Models
 from hybrid.deadline import CancelFlag, Deadline
-from hybrid.drafters.scripted import ScriptedDrafter
 from hybrid.errors import Cancelled, CapabilityError
 from hybrid.modes import MODES
 from hybrid.pipeline import Pipeline
 from hybrid.policies.latency import LatencyModel
 from hybrid.policies.loader import parse_policy
-from hybrid.protocols import DraftJob, SamplingParams, Scores, Until
+from hybrid.protocols import SamplingParams, Scores, Until
 from hybrid.refiners.refine import RUN
 from hybrid.refiners.scripted import ScriptedRefiner, ScriptedSession
 from hybrid.requests import make_request
 from hybrid.types import Draft, Event, FinishReason, RefineMode, Request, Result
+from tests.refiners.guided_drafter import GuidedDrafter
 
 ANSWER = "the quick brown fox"
 COSTS = LatencyModel(0.0, 0.001, 0.0, 0.001, 0.001, 0.001, 0.0, 0.001, 1.2, 64)
@@ -111,21 +111,6 @@ def pipeline(mode: str, refiner: FaultyRefiner, more: str = "") -> Pipeline:
         "test",
     )
     return Pipeline(policy, Models(GuidedDrafter({"say it": ANSWER}), refiner), COSTS)
-
-
-class GuidedDrafter(ScriptedDrafter):
-    """Shows its draft to the job's guide, as a real one does."""
-
-    def draft(self, jobs: Any) -> list[Draft]:
-        drafts = super().draft(jobs)
-        for job, draft in zip(jobs, drafts, strict=True):
-            _review(job, draft)
-        return drafts
-
-
-def _review(job: DraftJob, draft: Draft) -> None:
-    if job.guide is not None:
-        job.guide.review((), draft.token_ids)
 
 
 def run(mode: str, refiner: FaultyRefiner, more: str = "", budget: str = "200ms") -> Result:
