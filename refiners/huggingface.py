@@ -51,6 +51,7 @@ class CausalConfig:
     """The part of a configuration that a session reads."""
 
     hidden_size: int
+    vocab_size: int
     max_position_embeddings: int
     end_token_ids: frozenset[int]
 
@@ -76,7 +77,9 @@ class TransformersCausal:
 
     def __init__(self, model: Any, end_token_ids: frozenset[int]) -> None:
         text = model.config.get_text_config(decoder=True)
-        self.config = CausalConfig(text.hidden_size, text.max_position_embeddings, end_token_ids)
+        self.config = CausalConfig(
+            text.hidden_size, text.vocab_size, text.max_position_embeddings, end_token_ids
+        )
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self._decoder = getattr(model.model, "language_model", model.model)
