@@ -21,6 +21,3 @@ class NumberTokenizer:
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         return [f"{token} " for token in token_ids]
-
-    def decode_thought(self, token_ids: Sequence[int]) -> str:
-        return ""
