@@ -24,6 +24,7 @@ CONTRACT = {
     "cores",
     "lock",
     "priority",
+    "serialization",
 }
 MAY_IMPORT = {
     "kernels": {"kernels"},
