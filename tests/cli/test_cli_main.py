@@ -64,7 +64,7 @@ def test_a_bug_is_not_hidden() -> None:
         (["run", "sort", "this"], "'this' is left over; quote a prompt of several words"),
         (["run", "x", "--stepz", "3"], "Unknown option: --stepz. Did you mean --steps?"),
         (["run", "x", "--steps", "many"], "--steps: unable to convert"),
-        (["run", "x", "--steps", "0"], "--steps: 0 is not allowed; a whole number from 1 up"),
+        (["run", "x", "--steps", "0"], "--steps: 0 is not allowed; a whole number from 1 to 1024"),
         (["run", "x", "--steps", "-3"], "--steps: -3 is not allowed"),
         (["run", "x", "--budget", "500"], "--budget: '500' is not allowed; write a duration"),
         (["run", "x", "--budget", "0ms"], "--budget: '0ms' is not allowed"),

@@ -109,7 +109,7 @@ def test_the_pace_at_a_request_is_that_of_the_requests_before_it(conditions: Pat
 
 def test_a_policy_takes_less_time_where_the_machine_was_slow(conditions: Path) -> None:
     results = read_results(conditions)
-    text = f"{HEAD}defaults: {{budget: 1s, draft: {{max_denoising_steps: [2, 8]}}}}\n"
+    text = f"{HEAD}defaults: {{budget: 20ms, draft: {{max_denoising_steps: [2, 8]}}}}\n"
     policy = parse_policy(text, "p")
 
     def plans(pace: float) -> dict[str, int]:
