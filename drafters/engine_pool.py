@@ -11,6 +11,7 @@ from hybrid.drafters.engine import DraftEngine
 from hybrid.drafters.sequence import DraftSequence
 from hybrid.errors import Cancelled
 from hybrid.priority import PriorityQueue
+from hybrid.process_end import work_in_progress
 from hybrid.types import Draft
 
 _IDLE_S = 1.0  # without requests, after which a thread ends
@@ -74,15 +75,22 @@ class EnginePool:
         """Step an engine until nothing has been asked for a while."""
         engine: DraftEngine | None = None
         while (engine is not None and engine.scheduler.running) or self._wait_for_work():
-            try:
-                engine = self._large_enough(engine)
-                engine.step()
-            except BaseException as error:  # of the model: what runs is lost, what waits is not
-                if engine is None:
-                    self._fail_waiting(error)
-                else:
-                    engine.abort_all(error)
-                engine = None
+            with work_in_progress.running():
+                engine = self._step(engine)
+
+    def _step(self, engine: DraftEngine | None) -> DraftEngine | None:
+        """One step; None after a failure, with which what runs is lost and what waits is not."""
+        try:
+            work_in_progress.raise_if_ending()
+            engine = self._large_enough(engine)
+            engine.step()
+        except BaseException as error:
+            if engine is None:
+                self._fail_waiting(error)
+            else:
+                engine.abort_all(error)
+            return None
+        return engine
 
     def _large_enough(self, engine: DraftEngine | None) -> DraftEngine:
         """The engine, or one with a larger cache if it is idle and the next in line needs it."""

@@ -14,7 +14,8 @@ from hybrid.deadline import Deadline
 from hybrid.errors import Overloaded
 
 _SMOOTHING = 1 / 32  # weight of the latest interval
-_MAX_OUTLIER = 8.0  # an interval counts as at most so many times the average
+_PRIOR_WEIGHT = 3  # answers that the expectation counts as
+_MAX_OUTLIER = 4.0  # an interval counts as at most so many times the average
 _MIN_RETRY_S, _MAX_RETRY_S = 1e-3, 60.0
 _TOLERANCE_S = 1e-6  # of rounding
 _BUDGET_SHARE = 0.8  # of the budget that a prediction may take; the rest is for its error
@@ -30,6 +31,7 @@ class ServiceRate:
     def __init__(self, concurrency: int) -> None:
         self._concurrency = max(1, concurrency)
         self._interval_s: dict[int, float] = {}
+        self._seen: dict[int, int] = {}
 
     def interval_s(self, in_flight: int, service_s: float) -> float:
         """Expected seconds between answers; one alone takes `service_s`."""
@@ -40,12 +42,18 @@ class ServiceRate:
                 return self._interval_s[group] * seen_at / side_by_side
         return service_s / side_by_side
 
-    def record(self, in_flight: int, interval_s: float) -> None:
-        """An answer left so long after the one before, while so many were in flight."""
+    def record(self, in_flight: int, interval_s: float, service_s: float) -> None:
+        """An answer left so long after the one before, while so many were in flight.
+
+        The first ones count more, against what was expected; an outlier, such as the first pass of
+        a model, counts as a few times the average.
+        """
         group = in_flight.bit_length()
-        average = self._interval_s.get(group, interval_s)
+        average = self.interval_s(in_flight, service_s)
         bounded = min(interval_s, _MAX_OUTLIER * average)
-        self._interval_s[group] = average + _SMOOTHING * (bounded - average)
+        seen = self._seen[group] = self._seen.get(group, 0) + 1
+        weight = max(_SMOOTHING, 1 / (seen + _PRIOR_WEIGHT))
+        self._interval_s[group] = average + weight * (bounded - average)
 
 
 class Admission:
@@ -84,7 +92,7 @@ class Admission:
         finally:
             with self._lock:
                 now, in_flight = self._clock(), len(self._due_at)
-                self._rate.record(in_flight, now - self._last_at)
+                self._rate.record(in_flight, now - self._last_at, service_s)
                 self._last_at = now
                 del self._due_at[bisect(self._due_at, due_at) - 1]
 

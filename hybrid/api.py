@@ -19,6 +19,7 @@ from anyio import (
     CapacityLimiter,
     create_task_group,
     get_cancelled_exc_class,
+    sleep,
     to_thread,
 )
 
@@ -129,10 +130,19 @@ class Hybrid:
     def generate_batch(self, prompts: Iterable[Prompt], **options: Unpack[Options]) -> list[Result]:
         """The answers to many prompts, in their order, drafted together.
 
-        The first error is raised once all have been tried.
+        A request that is refused because of the others waits and is tried again; its budget runs
+        from then. The first error is raised once all have been tried.
         """
+
+        def answer(prompt: Prompt) -> Result:
+            while True:
+                try:
+                    return self.generate(prompt, **options)
+                except Overloaded as refusal:
+                    time.sleep(refusal.retry_after_s)
+
         with ThreadPoolExecutor(min(_BATCH_THREADS, self._max_in_flight)) as threads:
-            answers = [threads.submit(self.generate, prompt, **options) for prompt in prompts]
+            answers = [threads.submit(answer, prompt) for prompt in prompts]
         return [answer.result() for answer in answers]
 
     def fill(self, prompt: Prompt, template: str, **options: Unpack[Options]) -> Result:
@@ -248,7 +258,11 @@ class AsyncHybrid:
 
         async def answer(place: int, prompt: Prompt) -> None:
             async with limit:
-                results[place] = await self.generate(prompt, **options)
+                while place not in results:
+                    try:
+                        results[place] = await self.generate(prompt, **options)
+                    except Overloaded as refusal:
+                        await sleep(refusal.retry_after_s)
 
         try:
             async with create_task_group() as tasks:

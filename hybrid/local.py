@@ -20,6 +20,7 @@ from hybrid.policies.calibration import load_or_measure
 from hybrid.policies.history import History
 from hybrid.policies.measurements import history_file
 from hybrid.policies.schema import Policy
+from hybrid.process_end import work_in_progress
 from hybrid.types import Plan, Request, Result, Signals
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,9 @@ class Local:
         pipeline = _wait(future, cancelled or CancelFlag()).pipeline
         if pipeline.policy is not policy:
             pipeline = replace(pipeline, policy=policy)
-        return pipeline.answer(request, emit, cancelled, asked if was_loaded else None)
+        with work_in_progress.running():
+            work_in_progress.raise_if_ending()
+            return pipeline.answer(request, emit, cancelled, asked if was_loaded else None)
 
     def explain(self, request: Request, policy: Policy) -> tuple[Signals, Plan]:
         """The decision that `answer` would take, and what it rests on."""

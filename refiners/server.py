@@ -7,15 +7,16 @@ within 20 ms even while the server is silent, and closing the connection frees t
 import json
 import random
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from threading import Lock, Thread
 from time import time
 from typing import Any, NoReturn
 
 import anyio
 import httpx
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import BlockingPortal
 
 from hybrid.deadline import Deadline, format_duration
 from hybrid.errors import BackendError, Cancelled
@@ -55,7 +56,7 @@ class Server:
     timeout_s: float
     _client: httpx.AsyncClient | None = field(default=None, init=False)
     _portal: BlockingPortal | None = field(default=None, init=False)
-    _thread: AbstractContextManager[BlockingPortal] = field(init=False)  # runs while it is held
+    _starting: Lock = field(default_factory=Lock, init=False)
 
     def ask(self, stage: str, path: str, body: dict[str, Any] | None, deadline: Deadline) -> Any:
         """The JSON answer; GET without a body. Raises BackendError, Cancelled or Late."""
@@ -90,9 +91,9 @@ class Server:
             raise Cancelled("cancelled by the caller")
 
     def _run(self, deadline: Deadline, work: Callable[..., Any], *arguments: Any) -> Any:
-        if self._portal is None:
-            self._thread = start_blocking_portal(name="hybrid-http")
-            self._portal = self._thread.__enter__()
+        with self._starting:
+            if self._portal is None:
+                self._portal = _start_portal()
         return self._portal.call(self._supervise, deadline, work, *arguments)
 
     async def _supervise(
@@ -207,3 +208,16 @@ def _retry_after(header: str | None) -> float | None:
         return max(0.0, parsedate_to_datetime(header).timestamp() - time())
     except ValueError:
         return None
+
+
+def _start_portal() -> BlockingPortal:
+    """An event loop in a thread that does not keep the process from ending."""
+    started: Future[BlockingPortal] = Future()
+
+    async def serve() -> None:
+        async with BlockingPortal() as portal:
+            started.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    Thread(target=anyio.run, args=(serve,), name="hybrid-http", daemon=True).start()
+    return started.result()

@@ -109,6 +109,13 @@ def test_a_server_that_proves_faster_or_slower_lets_in_more_or_fewer() -> None:
         assert server.burst(1000, 0.5) == pytest.approx(expected, abs=4)
 
 
+def test_the_slow_first_answer_of_a_model_does_not_refuse_the_next() -> None:
+    server = Server()
+    server.ask(0.5)
+    server.answer(3.0)
+    assert server.burst(1000, 0.5) >= 20
+
+
 def test_models_that_serve_many_at_once_are_trusted_with_many_at_once() -> None:
     assert Server(concurrency=16).burst(1000, 0.5) == 16 * 40
 
@@ -117,13 +124,13 @@ def test_models_that_serve_many_at_once_are_trusted_with_many_at_once() -> None:
 def test_outliers_do_not_spoil_the_rate(intervals: list[float]) -> None:
     rate = ServiceRate(1)
     for _ in range(64):
-        rate.record(4, 0.010)
-    rate.record(4, max(intervals))
+        rate.record(4, 0.010, SERVICE_S)
+    rate.record(4, max(intervals), SERVICE_S)
     assert rate.interval_s(4, SERVICE_S) < 0.013
     for interval in intervals:
-        rate.record(4, interval)
+        rate.record(4, interval, SERVICE_S)
     for _ in range(1000):
-        rate.record(4, 0.010)
+        rate.record(4, 0.010, SERVICE_S)
     assert math.isfinite(rate.interval_s(4, SERVICE_S))
 
 

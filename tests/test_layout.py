@@ -24,6 +24,7 @@ CONTRACT = {
     "cores",
     "lock",
     "priority",
+    "process_end",
     "serialization",
 }
 MAY_IMPORT = {

@@ -19,6 +19,7 @@ import torch
 from hybrid.cores import available_cores
 from hybrid.gemma.config import GemmaConfig
 from hybrid.priority import Priority, PriorityQueue
+from hybrid.process_end import work_in_progress
 
 SMALL_HIDDEN_SIZE = 512
 
@@ -73,11 +74,13 @@ class Threads:
         return cls(config.hidden_size <= SMALL_HIDDEN_SIZE, is_urgent)
 
     def __enter__(self) -> None:
-        if self._is_limited:
-            depth = getattr(Threads._mine, "depth", 0)
-            if depth == 0:
+        depth = getattr(Threads._mine, "depth", 0)
+        if depth == 0:
+            work_in_progress.raise_if_ending()
+            if self._is_limited:
                 Threads._cores.take(self._is_urgent)
-            Threads._mine.depth = depth + 1
+        Threads._mine.depth = depth + 1
+        if self._is_limited:
             with Threads._lock:
                 if Threads._users == 0:  # the setting is the whole process's, in part
                     Threads._before = torch.get_num_threads()
@@ -89,6 +92,6 @@ class Threads:
             with Threads._lock:
                 Threads._users -= 1
                 torch.set_num_threads(Threads._before)
-            Threads._mine.depth -= 1
-            if Threads._mine.depth == 0:
-                Threads._cores.give_back()
+        Threads._mine.depth -= 1
+        if Threads._mine.depth == 0 and self._is_limited:
+            Threads._cores.give_back()
