@@ -18,7 +18,7 @@ _PRIOR_WEIGHT = 3  # answers that the expectation counts as
 _MAX_OUTLIER = 4.0  # an interval counts as at most so many times the average
 _MIN_RETRY_S, _MAX_RETRY_S = 1e-3, 60.0
 _TOLERANCE_S = 1e-6  # of rounding
-_BUDGET_SHARE = 0.8  # of the budget that a prediction may take; the rest is for its error
+_BUDGET_SHARE = 0.65  # of the budget that a prediction may take; the rest is for its error
 
 
 class ServiceRate:

@@ -50,7 +50,7 @@ from hybrid.types import (
 )
 
 # Of the budget: under load, a draft of one step takes some ten times as long as alone.
-_FALLBACK_SHARE, _AFTER_SHARE = 0.1, 0.01
+_FALLBACK_SHARE, _AFTER_SHARE = 0.2, 0.02
 _NO_TIME = "no time was left to refine: the draft stands"
 _NO_TIME_TO_WRITE = "no time was left for the refiner to write"
 log = logging.getLogger(__name__)
