@@ -121,8 +121,8 @@ def test_gate_and_up_rows_alternate(make_diffusion: Make) -> None:
     assert isinstance(layer.gate_up, Tensor) and layer.experts is not None
     assert torch.equal(layer.gate_up[0::2], gate) and torch.equal(layer.gate_up[1::2], up)
     assert isinstance(layer.experts.gate_up, Tensor)
-    woven = torch.cat((layer.experts.gate_up[:, 0::2], layer.experts.gate_up[:, 1::2]), 1)
-    assert torch.equal(woven, fused)
+    interleaved = torch.cat((layer.experts.gate_up[:, 0::2], layer.experts.gate_up[:, 1::2]), 1)
+    assert torch.equal(interleaved, fused)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

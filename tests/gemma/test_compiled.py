@@ -207,8 +207,8 @@ class Doubt:
 
     def review(self, written: Any, token_ids: Any) -> Votes:
         last = len(token_ids) - 1
-        barred = frozenset({(0, token_ids[0])})
-        return Votes(approved=frozenset({0}), vetoed=frozenset({last}), banned_tokens=barred)
+        banned = frozenset({(0, token_ids[0])})
+        return Votes(approved=frozenset({0}), vetoed=frozenset({last}), banned_tokens=banned)
 
 
 def outcome(draft: Draft) -> tuple[Any, ...]:

@@ -46,8 +46,8 @@ def check_sample(
     generator = torch.Generator().manual_seed(7)
     temperature = (torch.rand(tokens, generator=generator) * 0.6 + 0.3).to(device)
     keys = torch.randint(-(2**31), 2**31, (tokens,), generator=generator).int().to(device)
-    barred = torch.randint(-1, vocabulary, (tokens, 2), generator=generator).int().to(device)
-    for some in (None, barred):
+    banned = torch.randint(-1, vocabulary, (tokens, 2), generator=generator).int().to(device)
+    for some in (None, banned):
         actual = head_sample(hidden, embedding, 30.0, temperature, keys, some)
         exact = head_sample_torch(
             hidden.double(), embedding.double(), 30.0, temperature.double(), keys, some
